@@ -1,0 +1,151 @@
+//! One adapter between axum and ruma for every endpoint: a handler gets a typed request and a proven caller, and returns
+//! a typed response or an [`Error`].
+
+use std::future::Future;
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{RawPathParams, Request, State},
+    http::{Method, Response, StatusCode, request::Parts},
+    response::IntoResponse,
+    routing::{MethodFilter, on},
+};
+use ruma::{
+    OwnedDeviceId, OwnedUserId,
+    api::{
+        IncomingRequest, IncomingRequestExt, Metadata, OutgoingResponseExt,
+        auth_scheme::{NoAccessToken, NoAuthentication},
+        error::{ErrorKind, FromHttpRequestError},
+        path_builder::PathBuilder,
+    },
+};
+
+use crate::{Error, Homeserver};
+
+/// A logged-in device of a local user, as an access token proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// The device.
+    pub device_id: OwnedDeviceId,
+}
+
+/// What a handler gets.
+pub struct Args<R: Metadata>
+where
+    R::Authentication: Authenticate,
+{
+    /// The parsed request.
+    pub request: R,
+    /// Who asks, in the shape that the endpoint's authentication scheme gives.
+    pub caller: <R::Authentication as Authenticate>::Caller,
+}
+
+/// Proves who asks. Implemented for ruma's authentication schemes.
+pub trait Authenticate {
+    /// The proof's outcome.
+    type Caller: Send;
+
+    /// Looks at a request's head; refuses with the errcode that the specification names.
+    fn authenticate(homeserver: &Homeserver, head: &Parts) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
+}
+
+impl Authenticate for NoAuthentication {
+    type Caller = ();
+
+    async fn authenticate(_: &Homeserver, _: &Parts) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Authenticate for NoAccessToken {
+    type Caller = ();
+
+    async fn authenticate(_: &Homeserver, _: &Parts) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Adds one endpoint under all its paths. The handler is
+/// `async fn(Homeserver, Args<Request>) -> Result<Response, Error>`.
+pub fn endpoint<R, F, Fut>(mut router: Router<Homeserver>, handler: F) -> Router<Homeserver>
+where
+    R: IncomingRequest + Send + 'static,
+    R::Authentication: Authenticate,
+    R::OutgoingResponse: Send,
+    F: Fn(Homeserver, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<R::OutgoingResponse, Error>> + Send,
+{
+    let Ok(filter) = MethodFilter::try_from(R::METHOD) else {
+        tracing::error!(method = %R::METHOD, "endpoint with a method that cannot be routed");
+        return router;
+    };
+    for path in R::PATH_BUILDER.all_paths() {
+        let handler = handler.clone();
+        let serve = move |State(homeserver): State<Homeserver>, path: RawPathParams, request: Request| async move {
+            match answer::<R, F, Fut>(homeserver, path, request, handler).await {
+                Ok(response) => response,
+                Err(error) => error.into_response(),
+            }
+        };
+        router = router.route(path, on(filter, serve));
+    }
+    router
+}
+
+async fn answer<R, F, Fut>(
+    homeserver: Homeserver,
+    path: RawPathParams,
+    request: Request,
+    handler: F,
+) -> Result<Response<Body>, Error>
+where
+    R: IncomingRequest,
+    R::Authentication: Authenticate,
+    F: Fn(Homeserver, Args<R>) -> Fut,
+    Fut: Future<Output = Result<R::OutgoingResponse, Error>>,
+{
+    let (head, body) = request.into_parts();
+    let caller = <R::Authentication as Authenticate>::authenticate(&homeserver, &head).await?;
+    let body = read_body(&homeserver, &head.method, body).await?;
+    let arguments: Vec<&str> = path.iter().map(|(_, value)| value).collect();
+    let request =
+        R::try_from_http_request(http::Request::from_parts(head, body.as_ref()), &arguments).map_err(malformed)?;
+    let response = handler(homeserver, Args { request, caller }).await?;
+    let response = response
+        .try_into_http_response::<Vec<u8>>()
+        .map_err(|error| Error::Internal("a response did not serialise", Some(Box::new(error))))?;
+    Ok(response.map(Body::from))
+}
+
+/// Reads a JSON body up to the configured size. Clients may send no body at all where `{}` is meant.
+async fn read_body(homeserver: &Homeserver, method: &Method, body: Body) -> Result<Bytes, Error> {
+    let limit = homeserver.context.config.max_body_bytes;
+    let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| {
+        Error::refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::TooLarge,
+            format!("the body is over {limit} bytes"),
+        )
+    })?;
+    if bytes.is_empty() && (method == Method::POST || method == Method::PUT) {
+        return Ok(Bytes::from_static(b"{}"));
+    }
+    Ok(bytes)
+}
+
+/// Tells bytes that are no JSON (`M_NOT_JSON`) from JSON of the wrong shape (`M_BAD_JSON`).
+fn malformed(error: FromHttpRequestError) -> Error {
+    let text = error.to_string();
+    let kind = match &error {
+        FromHttpRequestError::Deserialization(ruma::api::error::DeserializationError::Json(json))
+            if !json.is_data() =>
+        {
+            ErrorKind::NotJson
+        }
+        _ => ErrorKind::BadJson,
+    };
+    Error::refused(StatusCode::BAD_REQUEST, kind, text)
+}

@@ -1,0 +1,68 @@
+//! Renders refusals and failures as Matrix errors. Internal causes go to the log, never to a client.
+
+use axum::{
+    body::Body,
+    http::{Response, StatusCode},
+    response::IntoResponse,
+};
+use kith_store::StoreError;
+use ruma::api::{
+    OutgoingResponseExt,
+    error::{ErrorBody, ErrorKind, StandardErrorBody},
+};
+
+use crate::{Error, network::NetworkError};
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response<Body> {
+        render_error(&self)
+    }
+}
+
+/// The Matrix error response for an error.
+pub fn render_error(error: &Error) -> Response<Body> {
+    let (status, kind, message) = match error {
+        Error::Refused { status, kind, message } => (*status, (**kind).clone(), message.clone()),
+        Error::Network(NetworkError::TimedOut(_)) => {
+            (StatusCode::GATEWAY_TIMEOUT, ErrorKind::Unknown, error.to_string())
+        }
+        Error::Network(_) => (StatusCode::BAD_GATEWAY, ErrorKind::Unknown, error.to_string()),
+        Error::Store(StoreError::Full) => {
+            // 503, so that clients keep the message and try again once there is room.
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Unknown,
+                "the disk of this node is full; try again later".to_owned(),
+            )
+        }
+        Error::Store(_) | Error::Internal(..) => {
+            tracing::error!(error = error as &dyn std::error::Error, "request failed");
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorKind::Unknown,
+                "internal error".to_owned(),
+            )
+        }
+    };
+    render(status, kind, message)
+}
+
+/// Answers an unknown route: 404 `M_UNRECOGNIZED`.
+pub(super) async fn unrecognized() -> Response<Body> {
+    render(
+        StatusCode::NOT_FOUND,
+        ErrorKind::Unrecognized,
+        "there is no such endpoint".to_owned(),
+    )
+}
+
+fn render(status: StatusCode, kind: ErrorKind, message: String) -> Response<Body> {
+    let body = ErrorBody::Standard(StandardErrorBody::new(kind, message));
+    match body.into_error(status).try_into_http_response::<Vec<u8>>() {
+        Ok(response) => response.map(Body::from),
+        Err(error) => {
+            tracing::error!(%error, "an error response did not serialise");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Why a service refused or failed, in Matrix's terms. Rendering it as HTTP is the edge's job.
+
+use kith_store::StoreError;
+use ruma::{api::error::ErrorKind, exports::http::StatusCode};
+
+/// The outcome of a service call that did not do what was asked. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is refused for a reason that its sender can understand.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status that the specification gives the refusal.
+        status: StatusCode,
+        /// The Matrix error code with its fields. Boxed: it is large, and errors travel far.
+        kind: Box<ErrorKind>,
+        /// A sentence for a person.
+        message: String,
+    },
+    /// Another server could not be reached, or answered with garbage.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something that should not happen did; `0` says what, for the log.
+    #[error("internal error: {0}")]
+    Internal(&'static str, #[source] Option<Box<dyn std::error::Error + Send + Sync>>),
+}
+
+impl Error {
+    /// A refusal with a status and error code.
+    pub fn refused(status: StatusCode, kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::Refused {
+            status,
+            kind: Box::new(kind),
+            message: message.into(),
+        }
+    }
+
+    /// 403 `M_FORBIDDEN`.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::FORBIDDEN, ErrorKind::Forbidden, message)
+    }
+
+    /// 404 `M_NOT_FOUND`.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, ErrorKind::NotFound, message)
+    }
+
+    /// 400 `M_INVALID_PARAM`.
+    pub fn invalid_param(message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::BAD_REQUEST, ErrorKind::InvalidParam, message)
+    }
+
+    /// 400 `M_BAD_JSON`.
+    pub fn bad_json(message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::BAD_REQUEST, ErrorKind::BadJson, message)
+    }
+}

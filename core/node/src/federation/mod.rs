@@ -1,0 +1,15 @@
+//! The server-server API over libp2p: what other nodes may ask of this one, and what this one asks of them.
+
+use axum::Router;
+use ruma::OwnedServerName;
+
+use crate::Homeserver;
+
+/// Who asks: the server name that the connection's hello proved. Stands in the extensions of every request that comes in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer(pub OwnedServerName);
+
+/// The routes that other nodes reach.
+pub fn router(homeserver: Homeserver) -> Router {
+    Router::new().with_state(homeserver)
+}

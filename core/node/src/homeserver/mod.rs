@@ -1,0 +1,37 @@
+//! The services of one homeserver. Each is a cheap handle over the [`Context`]; none of them knows HTTP.
+
+mod context;
+
+pub use context::Context;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// The running homeserver: every service, made once. Cheap to clone.
+#[derive(Clone)]
+pub struct Homeserver {
+    services: Arc<Services>,
+}
+
+/// One field per service, each over the same context. A service may hold those above it, never those below.
+pub struct Services {
+    /// What every service stands on.
+    pub context: Context,
+}
+
+impl Homeserver {
+    /// Makes the services over a context.
+    pub fn new(context: Context) -> Self {
+        Self {
+            services: Arc::new(Services { context }),
+        }
+    }
+}
+
+impl Deref for Homeserver {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.services
+    }
+}

@@ -1,0 +1,13 @@
+//! The embedded Matrix homeserver: joins engine, store and network into a running node. No Matrix rule stands here.
+
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod network;
+
+pub mod client_api;
+pub mod federation;
+pub mod homeserver;
+
+pub use error::Error;
+pub use homeserver::Homeserver;

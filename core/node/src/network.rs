@@ -1,0 +1,98 @@
+//! How the node reaches other nodes: one trait that it owns. `kith-net` stands behind it in a running node, memory in a
+//! simulation. No Matrix route or body is known here.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::broadcast;
+
+/// Why a request to another node got no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NetworkError {
+    /// No path to the node is known or works now.
+    #[error("{0} cannot be reached now")]
+    Unreachable(OwnedServerName),
+    /// The node did not answer within the deadline.
+    #[error("{0} did not answer in time")]
+    TimedOut(OwnedServerName),
+    /// The connection broke, or the answer was not HTTP, too large or cut short.
+    #[error("{server} broke off: {reason}")]
+    Broken {
+        /// The node.
+        server: OwnedServerName,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The node answered with an error.
+    #[error("{server} refused with {status}: {message}")]
+    Refused {
+        /// The node.
+        server: OwnedServerName,
+        /// The HTTP status.
+        status: u16,
+        /// Its Matrix error code, if it sent one.
+        errcode: Option<String>,
+        /// Its message.
+        message: String,
+    },
+}
+
+/// How much one request may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Until the whole answer is here.
+    pub deadline: Duration,
+    /// Bytes of the answer.
+    pub max_answer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(30),
+            max_answer: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// A peer was gained or lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// A connection to this server is up and its hello is verified.
+    Up(OwnedServerName),
+    /// The last connection to this server is gone.
+    Down(OwnedServerName),
+}
+
+/// A peer as status shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its server name.
+    pub server_name: OwnedServerName,
+    /// The addresses in use, as text.
+    pub addresses: Vec<String>,
+}
+
+/// Carries requests to other nodes by server name.
+///
+/// Requests that come *in* are not part of this trait: whoever runs the network hands them to
+/// [`crate::federation::router`], with [`crate::federation::Peer`] in the request's extensions.
+#[async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// Sends a request, dialling if need be. The URI holds path and query only. Any complete answer is `Ok`, whatever its
+    /// status.
+    async fn request(
+        &self,
+        to: &ServerName,
+        request: http::Request<Bytes>,
+        limits: Limits,
+    ) -> Result<http::Response<Bytes>, NetworkError>;
+
+    /// Peers coming and going, from now on. A lagging receiver misses events and must look at [`Network::peers`].
+    fn events(&self) -> broadcast::Receiver<PeerEvent>;
+
+    /// The peers connected now.
+    fn peers(&self) -> Vec<PeerStatus>;
+}

@@ -1,0 +1,80 @@
+//! Why the store could not do what it was asked.
+
+use std::path::PathBuf;
+
+/// Why a database file cannot be opened. The file is left as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file was written by a newer version.
+    #[error(
+        "{path} was written by a newer version of Kith (schema {found}, this version knows up to {known}); update Kith to open it"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: usize,
+        /// The newest schema version known here.
+        known: usize,
+    },
+    /// The file is not a Kith database, or is damaged.
+    #[error("{path} is damaged or not a Kith database: {reason}; restore a backup")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said of it.
+        reason: String,
+    },
+    /// A migration failed; the file is as before it.
+    #[error("migrating {path} failed and was undone")]
+    Migration {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite_migration::Error,
+    },
+    /// SQLite or the file system refused.
+    #[error("cannot open {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the database threads")]
+    Threads(#[source] std::io::Error),
+}
+
+/// Why a read or a write failed. A failed write changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full; reading goes on, and writing works again once there is room.
+    #[error("the disk is full")]
+    Full,
+    /// SQLite refused.
+    #[error("database error")]
+    Sqlite(#[source] rusqlite::Error),
+    /// A stored value does not parse as what it should be.
+    #[error("stored {what} does not parse: {reason}")]
+    Corrupt {
+        /// What the value is.
+        what: &'static str,
+        /// Why it does not parse.
+        reason: String,
+    },
+    /// The store is shut down, or its queue is full of work that cannot be committed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sqlite(error),
+        }
+    }
+}

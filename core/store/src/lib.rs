@@ -1,0 +1,15 @@
+//! The one SQLite file that holds everything but the keys. It decides nothing about rooms: what to keep is told to it.
+//!
+//! [`Store`] is a cheap handle. Writes are closures queued to one writer thread and committed in groups; reads run on a
+//! small pool of read-only connections, each seeing one consistent snapshot. One module per table family adds its
+//! methods to [`ReadTxn`] and [`WriteTxn`].
+
+mod error;
+mod migrations;
+mod pool;
+mod txn;
+mod writer;
+
+pub use error::{OpenError, StoreError};
+pub use pool::{Store, StoreConfig};
+pub use txn::{ReadTxn, Seq, WriteTxn};

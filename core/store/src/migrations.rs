@@ -1,0 +1,14 @@
+//! The numbered schema steps, applied in order when a file is opened. They only go forward.
+
+use rusqlite_migration::{M, Migrations};
+
+/// Every step, oldest first. Until the first release a step may still be edited; afterwards only appended.
+const STEPS: &[M<'static>] = &[M::up(include_str!("../migrations/01_stream.sql"))];
+
+/// All schema steps.
+pub(crate) const MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
+
+/// The schema version that this build writes.
+pub(crate) const fn known_version() -> usize {
+    STEPS.len()
+}
