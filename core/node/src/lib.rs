@@ -9,5 +9,9 @@ pub mod client_api;
 pub mod federation;
 pub mod homeserver;
 
+#[cfg(test)]
+#[allow(dead_code)] // Each test uses some of it.
+pub(crate) mod testing;
+
 pub use error::Error;
 pub use homeserver::Homeserver;
