@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The harness: starts real node processes, hands each a client, and waits for events. It never looks inside a node.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "this crate is test code throughout"
+)]
+
+mod client;
+mod process;
+
+pub use client::{Answer, Client, texts};
+pub use process::{Node, NodeOptions, binary, kith};
+
+use std::time::Duration;
+
+/// No wait in these suites is longer than this: past it, what was waited for is taken to never come.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Awaits `what` until [`DEADLINE`], and names it if it does not come.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {DEADLINE:?} in vain for {what}"),
+    }
+}

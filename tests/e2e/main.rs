@@ -1,0 +1,5 @@
+//! End to end over real processes, real QUIC and real SQLite, by plain requests.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod conversation;
+mod crash;

@@ -1,0 +1,256 @@
+//! Node processes: built once per test run, started on free loopback ports, killed or stopped by process id.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::OnceLock,
+};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdout, Command},
+};
+
+use crate::{Client, within};
+
+/// The freshly built program `name` of this workspace (`kith` or `kith-relay`), in the profile of the running test.
+pub fn binary(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let here = std::env::current_exe().expect("the test's own path");
+        let folder = here
+            .ancestors()
+            .nth(2)
+            .expect("tests stand in target/PROFILE/deps")
+            .to_path_buf();
+        let mut build = std::process::Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "kith", "-p", "kith-relay"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.env(
+            "CARGO_TARGET_DIR",
+            folder.parent().expect("a profile folder stands in the target folder"),
+        );
+        assert!(
+            build.status().expect("cargo runs").success(),
+            "building the programs failed"
+        );
+        folder
+    });
+    folder.join(name)
+}
+
+/// How to start a node.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// Tickets of nodes to know from the start.
+    pub peers: Vec<String>,
+    /// Listen addresses; loopback QUIC on a free port if empty.
+    pub listen: Vec<String>,
+    /// Further arguments of `kith run`.
+    pub arguments: Vec<String>,
+}
+
+/// What `kith run --json` says once it serves.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    /// Always `ready`.
+    pub event: String,
+    /// The node's Matrix server name.
+    pub server_name: String,
+    /// The base URL of its client API.
+    pub http: String,
+    /// Its Unix socket.
+    pub socket: String,
+    /// Its libp2p peer id.
+    pub peer_id: String,
+    /// The addresses it listens on.
+    pub listen: Vec<String>,
+    /// Its ticket.
+    pub ticket: String,
+}
+
+/// A node in a process and a data folder of its own. Dropping it kills the process.
+pub struct Node {
+    data: TempDir,
+    options: NodeOptions,
+    /// The last ready line.
+    pub ready: Ready,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    http_address: String,
+}
+
+impl Node {
+    /// Starts a node in a fresh data folder.
+    pub async fn start(mut options: NodeOptions) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        if options.listen.is_empty() {
+            options.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
+        }
+        let (child, stdout, ready) = spawn(data.path(), "127.0.0.1:0", &options).await;
+        // A restarted node comes back on the ports that its peers know.
+        options.listen = ready.listen.iter().map(|address| without_peer_id(address)).collect();
+        let http_address = ready
+            .http
+            .trim_start_matches("http://")
+            .trim_end_matches('/')
+            .to_owned();
+        Self {
+            data,
+            options,
+            ready,
+            child,
+            stdout,
+            http_address,
+        }
+    }
+
+    /// `count` nodes that know each other's tickets.
+    pub async fn start_connected(count: usize) -> Vec<Self> {
+        let mut nodes: Vec<Self> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let peers = nodes.iter().map(|node| node.ready.ticket.clone()).collect();
+            nodes.push(
+                Self::start(NodeOptions {
+                    peers,
+                    ..NodeOptions::default()
+                })
+                .await,
+            );
+        }
+        nodes
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the node runs")
+    }
+
+    /// The user id of `localpart` on this node.
+    pub fn user_id(&self, localpart: &str) -> String {
+        format!("@{localpart}:{}", self.ready.server_name)
+    }
+
+    /// Runs `kith ARGS --data DIR` and returns its exit status, standard output and standard error.
+    pub async fn kith(&self, arguments: &[&str], stdin: &str) -> (ExitStatus, String, String) {
+        kith(arguments, self.data(), stdin).await
+    }
+
+    /// Adds a user with a password.
+    pub async fn add_user(&self, localpart: &str, password: &str) {
+        let (status, _, stderr) = self
+            .kith(&["user", "add", localpart, "--password-stdin"], password)
+            .await;
+        assert!(status.success(), "user add failed: {stderr}");
+    }
+
+    /// Adds a user and logs a client in.
+    pub async fn client(&self, localpart: &str) -> Client {
+        self.add_user(localpart, "correct horse").await;
+        Client::log_in(&self.ready.http, localpart, "correct horse").await
+    }
+
+    /// Ends the process without a warning, as a crash or a phone's out-of-memory killer would.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("the node was running");
+    }
+
+    /// Asks the process to end (SIGTERM) and returns its exit status.
+    pub async fn stop(&mut self) -> ExitStatus {
+        signal(self.pid(), libc::SIGTERM);
+        within("the node's end", self.child.wait())
+            .await
+            .expect("the node can be waited for")
+    }
+
+    /// Starts the stopped or killed node again: same data folder, same HTTP address.
+    pub async fn restart(&mut self) {
+        let (child, stdout, ready) = spawn(self.data.path(), &self.http_address, &self.options).await;
+        (self.child, self.stdout, self.ready) = (child, stdout, ready);
+    }
+
+    /// What the node prints on standard output after its ready line, until it ends.
+    pub async fn further_output(&mut self) -> String {
+        let mut lines = String::new();
+        while within("the end of output", self.stdout.read_line(&mut lines))
+            .await
+            .expect("output is text")
+            > 0
+        {}
+        lines
+    }
+}
+
+/// Runs `kith ARGS --data DIR` to its end.
+pub async fn kith(arguments: &[&str], data: &Path, stdin: &str) -> (ExitStatus, String, String) {
+    let mut child = Command::new(binary("kith"))
+        .args(arguments)
+        .arg("--data")
+        .arg(data)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("kith starts");
+    let mut input = child.stdin.take().expect("stdin is piped");
+    input.write_all(stdin.as_bytes()).await.expect("kith reads its input");
+    drop(input);
+    let output = within("the end of kith", child.wait_with_output())
+        .await
+        .expect("kith can be waited for");
+    (
+        output.status,
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufReader<ChildStdout>, Ready) {
+    let mut command = Command::new(binary("kith"));
+    command
+        .args(["run", "--json", "--no-mdns", "--no-open", "--http", http, "--data"])
+        .arg(data);
+    for address in &options.listen {
+        command.args(["--listen", address]);
+    }
+    for ticket in &options.peers {
+        command.args(["--peer", ticket]);
+    }
+    let mut child = command
+        .args(&options.arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("kith starts");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut line = String::new();
+    within("the ready line", stdout.read_line(&mut line))
+        .await
+        .expect("output is text");
+    let ready: Ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("no ready line ({error}): {line:?}"));
+    assert_eq!(ready.event, "ready");
+    (child, stdout, ready)
+}
+
+fn without_peer_id(address: &str) -> String {
+    address.split("/p2p/").next().unwrap_or(address).to_owned()
+}
+
+#[allow(unsafe_code, reason = "sending a signal to a process that this harness started")]
+fn signal(pid: u32, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(pid).expect("a process id");
+    // SAFETY: kill(2) reads no memory of ours.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the process runs");
+}
