@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Keys, names and the small signed or encoded things that carry them. Pure: no file, clock, socket or global
+//! randomness; secrets are wiped from memory when dropped.
+//!
+//! A server name *is* an Ed25519 public key ([`IdentityPublicKey`]). The matching [`IdentityKey`] signs only
+//! [`KeyDocument`]s, which name the [`NodeKey`]s that may sign events. A [`Hello`] proves who stands behind a libp2p
+//! connection; a [`Ticket`] tells another person where to find a node.
+
+pub mod cbor;
+mod document;
+mod hello;
+mod keys;
+mod name;
+mod phrase;
+mod qr;
+mod ticket;
+
+pub use document::{DocumentError, KeyDocument, KeyStatus, NodeEntry, OldKey, ROOT_KEY_ID};
+pub use hello::{Hello, HelloError};
+pub use keys::{IdentityKey, KeyError, NodeKey, NodePublicKey, PublicKey, TransportKey, key_id};
+pub use name::{IdentityPublicKey, NameError};
+pub use phrase::{PhraseError, RecoveryPhrase};
+pub use qr::{QrError, qr_png, qr_svg, qr_text};
+pub use ticket::{Ticket, TicketError};
