@@ -4,12 +4,19 @@
 //! small pool of read-only connections, each seeing one consistent snapshot. One module per table family adds its
 //! methods to [`ReadTxn`] and [`WriteTxn`].
 
+mod aliases;
+mod client_txns;
+mod column;
 mod error;
 mod migrations;
+mod outside;
 mod pool;
 mod txn;
 mod writer;
 
+pub use aliases::Alias;
+pub use client_txns::ClientTxn;
 pub use error::{OpenError, StoreError};
+pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};
 pub use txn::{ReadTxn, Seq, WriteTxn};

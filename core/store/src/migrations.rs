@@ -3,7 +3,10 @@
 use rusqlite_migration::{M, Migrations};
 
 /// Every step, oldest first. Until the first release a step may still be edited; afterwards only appended.
-const STEPS: &[M<'static>] = &[M::up(include_str!("../migrations/01_stream.sql"))];
+const STEPS: &[M<'static>] = &[
+    M::up(include_str!("../migrations/01_stream.sql")),
+    M::up(include_str!("../migrations/06_rooms_service.sql")),
+];
 
 /// All schema steps.
 pub(crate) const MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
