@@ -3,12 +3,14 @@
 //! Pure: synchronous functions of their arguments. No I/O, clock, randomness or async stands here; state is read
 //! through [`RoomReader`], which the store's transactions implement, and what must change comes back as values.
 
-mod fields;
-mod filter;
+mod change;
+mod check;
+pub mod json;
+pub mod limits;
 mod pdu;
 mod reader;
 
-pub use fields::FieldSelection;
-pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
-pub use pdu::{Pdu, PduError};
+pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
+pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
+pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};

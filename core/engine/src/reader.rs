@@ -1,8 +1,16 @@
 //! What the engine reads of the world, as one narrow trait. It never writes: changes are returned.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, events::StateEventType};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, RoomVersionId, UserId,
+    events::{StateEventType, TimelineEventType},
+    state_res::Event,
+};
+use serde_json::value::RawValue;
 
 use crate::Pdu;
 
@@ -33,7 +41,7 @@ pub enum EventStatus {
 #[derive(Debug, Clone)]
 pub struct StoredPdu {
     /// The event.
-    pub pdu: Arc<Pdu>,
+    pub pdu: Pdu,
     /// What the checks made of it.
     pub status: EventStatus,
     /// An outlier is known only as part of another event's auth chain or state: the state before it is not known,
@@ -57,6 +65,54 @@ pub enum NewState {
     Full(StateMap),
 }
 
+impl ruma::state_res::Event for StoredPdu {
+    type Id = OwnedEventId;
+
+    fn event_id(&self) -> &Self::Id {
+        Event::event_id(&self.pdu)
+    }
+
+    fn room_id(&self) -> Option<&RoomId> {
+        Event::room_id(&self.pdu)
+    }
+
+    fn sender(&self) -> &UserId {
+        self.pdu.sender()
+    }
+
+    fn origin_server_ts(&self) -> MilliSecondsSinceUnixEpoch {
+        self.pdu.origin_server_ts()
+    }
+
+    fn event_type(&self) -> &TimelineEventType {
+        self.pdu.kind()
+    }
+
+    fn content(&self) -> &RawValue {
+        self.pdu.content()
+    }
+
+    fn state_key(&self) -> Option<&str> {
+        self.pdu.state_key()
+    }
+
+    fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &Self::Id> + '_> {
+        Box::new(self.pdu.prev_events().iter())
+    }
+
+    fn auth_events(&self) -> Box<dyn DoubleEndedIterator<Item = &Self::Id> + '_> {
+        Box::new(self.pdu.auth_events().iter())
+    }
+
+    fn redacts(&self) -> Option<&Self::Id> {
+        None
+    }
+
+    fn rejected(&self) -> bool {
+        self.status == EventStatus::Rejected
+    }
+}
+
 /// Reads rooms. Implemented by the store's transactions, and in memory by tests.
 pub trait RoomReader {
     /// Why a read failed; a failed read fails the whole transaction.
@@ -74,6 +130,12 @@ pub trait RoomReader {
     /// Ids of the events that nothing held builds upon; new events of ours name them as `prev_events`.
     fn forward_extremities(&self, room: &RoomId) -> Result<Vec<OwnedEventId>, Self::Error>;
 
+    /// Whether an accepted event that is not an outlier names this one in its `prev_events`.
+    fn has_successor(&self, id: &EventId) -> Result<bool, Self::Error>;
+
+    /// Ids of the accepted `m.room.redaction` events that name this event and arrived before it.
+    fn redactions_of(&self, id: &EventId) -> Result<Vec<OwnedEventId>, Self::Error>;
+
     /// The room's current resolved state; none before the first event.
     fn current_state(&self, room: &RoomId) -> Result<Option<StateId>, Self::Error>;
 
@@ -89,4 +151,22 @@ pub trait RoomReader {
 
     /// A whole state. Costs its size: for resolution, not for lookups.
     fn full_state(&self, state: StateId) -> Result<Arc<StateMap>, Self::Error>;
+
+    /// Ids of all events that these rest upon: their auth events, those of these, and so on, without the given ones
+    /// unless another of them rests upon them. A store that keeps the edges apart from the events overrides this.
+    fn auth_chain(&self, of: &[OwnedEventId]) -> Result<BTreeSet<OwnedEventId>, Self::Error> {
+        let mut chain = BTreeSet::new();
+        let mut open: Vec<OwnedEventId> = of.to_vec();
+        let mut seen: BTreeSet<OwnedEventId> = of.iter().cloned().collect();
+        while let Some(id) = open.pop() {
+            let Some(stored) = self.event(&id)? else { continue };
+            for auth in stored.pdu.auth_events() {
+                chain.insert(auth.clone());
+                if seen.insert(auth.clone()) {
+                    open.push(auth.clone());
+                }
+            }
+        }
+        Ok(chain)
+    }
 }
