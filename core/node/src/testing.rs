@@ -14,11 +14,12 @@ use async_trait::async_trait;
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
+use kith_identity::{IdentityKey, KeyDocument, NodeKey};
 use kith_store::{Store, StoreConfig};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tower::ServiceExt;
 
 use crate::{
@@ -234,23 +235,48 @@ impl Network for MemoryNetwork {
     }
 }
 
+/// What a node is named and signs with; kept over restarts.
+#[derive(Clone)]
+struct Keys {
+    node: Arc<NodeKey>,
+    document: Arc<KeyDocument>,
+}
+
+impl Keys {
+    fn generate(clock: &ManualClock) -> Self {
+        let world = World::system();
+        let identity = IdentityKey::generate(&mut world.rng());
+        let node = NodeKey::generate(&mut world.rng());
+        let now = clock.now();
+        let year = MilliSecondsSinceUnixEpoch(now.0 + ruma::UInt::new_saturating(31_536_000_000));
+        let document = KeyDocument::new(&identity, &node.public(), now, year).unwrap();
+        Self {
+            node: Arc::new(node),
+            document: Arc::new(document),
+        }
+    }
+}
+
 /// One homeserver of a [`Cluster`].
 pub(crate) struct Node {
     /// Its server name.
     pub(crate) name: OwnedServerName,
     /// Its services.
     pub(crate) hs: Homeserver,
+    keys: Keys,
     data: TempDir,
     wires: Wires,
     clock: ManualClock,
 }
 
 impl Node {
-    async fn start(name: OwnedServerName, data: TempDir, wires: Wires, clock: ManualClock) -> Self {
-        let hs = open(&name, &data, &wires, &clock).await;
+    async fn start(keys: Keys, data: TempDir, wires: Wires, clock: ManualClock) -> Self {
+        let name = keys.document.server_name();
+        let hs = open(&keys, &data, &wires, &clock).await;
         Self {
             name,
             hs,
+            keys,
             data,
             wires,
             clock,
@@ -271,7 +297,7 @@ impl Node {
     pub(crate) async fn restart(&mut self) {
         self.wires.set_router(&self.name, None);
         self.hs.context.store.close().await;
-        self.hs = open(&self.name, &self.data, &self.wires, &self.clock).await;
+        self.hs = open(&self.keys, &self.data, &self.wires, &self.clock).await;
     }
 
     /// A client without an access token.
@@ -309,7 +335,8 @@ impl Node {
     }
 }
 
-async fn open(name: &OwnedServerName, data: &TempDir, wires: &Wires, clock: &ManualClock) -> Homeserver {
+async fn open(keys: &Keys, data: &TempDir, wires: &Wires, clock: &ManualClock) -> Homeserver {
+    let name = &keys.document.server_name();
     let mut config = Config::new(data.path());
     config.open_registration = true;
     let events = wires.lock().nodes[name].events.clone();
@@ -323,6 +350,8 @@ async fn open(name: &OwnedServerName, data: &TempDir, wires: &Wires, clock: &Man
             events,
         }),
         server_name: name.clone(),
+        node_key: Arc::clone(&keys.node),
+        key_document: watch::channel(Arc::clone(&keys.document)).1,
     });
     wires.set_router(name, Some(federation::router(hs.clone())));
     hs
@@ -345,15 +374,15 @@ impl Cluster {
         let clock = ManualClock::starting_now();
         let mut nodes = Vec::new();
         for _ in 0..count {
-            let name = ServerName::parse(World::system().random_token()).unwrap();
+            let keys = Keys::generate(&clock);
             let end = End {
                 router: None,
                 up: true,
                 events: broadcast::channel(64).0,
             };
-            wires.lock().nodes.insert(name.clone(), end);
+            wires.lock().nodes.insert(keys.document.server_name(), end);
             let data = tempfile::tempdir().unwrap();
-            nodes.push(Node::start(name, data, wires.clone(), clock.clone()).await);
+            nodes.push(Node::start(keys, data, wires.clone(), clock.clone()).await);
         }
         Self { nodes, wires, clock }
     }
