@@ -5,6 +5,9 @@
 
 mod change;
 mod check;
+pub mod encryption;
+mod fields;
+mod filter;
 pub mod json;
 pub mod limits;
 mod pdu;
@@ -12,5 +15,7 @@ mod reader;
 
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
+pub use fields::FieldSelection;
+pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
