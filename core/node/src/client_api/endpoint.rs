@@ -78,21 +78,32 @@ where
     F: Fn(Homeserver, Args<R>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<R::OutgoingResponse, Error>> + Send,
 {
+    for path in R::PATH_BUILDER.all_paths() {
+        router = endpoint_at(router, path, handler.clone());
+    }
+    router
+}
+
+/// Adds one endpoint under a path that ruma does not list, as [`endpoint`] does.
+pub fn endpoint_at<R, F, Fut>(router: Router<Homeserver>, path: &str, handler: F) -> Router<Homeserver>
+where
+    R: IncomingRequest + Send + 'static,
+    R::Authentication: Authenticate,
+    R::OutgoingResponse: Send,
+    F: Fn(Homeserver, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<R::OutgoingResponse, Error>> + Send,
+{
     let Ok(filter) = MethodFilter::try_from(R::METHOD) else {
         tracing::error!(method = %R::METHOD, "endpoint with a method that cannot be routed");
         return router;
     };
-    for path in R::PATH_BUILDER.all_paths() {
-        let handler = handler.clone();
-        let serve = move |State(homeserver): State<Homeserver>, path: RawPathParams, request: Request| async move {
-            match answer::<R, F, Fut>(homeserver, path, request, handler).await {
-                Ok(response) => response,
-                Err(error) => error.into_response(),
-            }
-        };
-        router = router.route(path, on(filter, serve));
-    }
-    router
+    let serve = move |State(homeserver): State<Homeserver>, path: RawPathParams, request: Request| async move {
+        match answer::<R, F, Fut>(homeserver, path, request, handler).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        }
+    };
+    router.route(path, on(filter, serve))
 }
 
 async fn answer<R, F, Fut>(

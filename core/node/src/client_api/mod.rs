@@ -3,7 +3,7 @@
 mod endpoint;
 mod error;
 
-pub use endpoint::{Args, Authenticate, Session, endpoint};
+pub use endpoint::{Args, Authenticate, Session, endpoint, endpoint_at};
 pub use error::render_error;
 
 use axum::Router;
