@@ -1,0 +1,135 @@
+//! Two nodes on loopback: how fast, and for how many bytes, what one says is at the other.
+
+use std::{net::SocketAddr, time::Instant};
+
+use futures::{StreamExt, stream};
+use kith_identity::Ticket;
+use kith_tests::{Client, Node, NodeOptions};
+use libp2p::{Multiaddr, multiaddr::Protocol};
+use serde_json::json;
+
+use crate::{Table, percentile, sorted, wire::Wire};
+
+const DELIVERIES: usize = 200;
+const BACKLOG: usize = 10_000;
+
+/// Measures and tabulates.
+pub(crate) async fn measure() -> Table {
+    let mut table = Table::new("Two Kith nodes on loopback", &["measured", "value"]);
+    delivery(&mut table).await;
+    bytes_on_the_wire(&mut table).await;
+    backlog(&mut table).await;
+    table
+}
+
+struct Pair {
+    nodes: Vec<Node>,
+    sender: Client,
+    receiver: Client,
+    room: String,
+}
+
+async fn pair(nodes: Vec<Node>) -> Pair {
+    let sender = nodes[0].client("alice").await;
+    let mut receiver = nodes[1].client("bob").await;
+    let room = sender
+        .create_room(json!({"preset": "trusted_private_chat", "invite": [receiver.user_id]}))
+        .await;
+    assert_eq!(receiver.invited().await, room);
+    receiver.post(&format!("/join/{room}"), json!({})).await.ok();
+    let first = ["joined".to_owned()];
+    sender.send_text(&room, &first[0]).await;
+    receiver.texts_until(&room, &first).await;
+    Pair {
+        nodes,
+        sender,
+        receiver,
+        room,
+    }
+}
+
+/// From a client's send on one node to the answer of a long poll on the other.
+async fn delivery(table: &mut Table) {
+    let mut pair = pair(Node::start_connected(2).await).await;
+    let mut times = Vec::with_capacity(DELIVERIES);
+    for number in 0..DELIVERIES {
+        let text = [format!("delivery {number}")];
+        let start = Instant::now();
+        let (_, _) = futures::join!(
+            pair.sender.send_text(&pair.room, &text[0]),
+            pair.receiver.texts_until(&pair.room, &text)
+        );
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    let times = sorted(times);
+    table.row([
+        "delivery, client to client, p50",
+        &format!("{:.1} ms", percentile(&times, 50.0)),
+    ]);
+    table.row([
+        "delivery, client to client, p99",
+        &format!("{:.1} ms", percentile(&times, 99.0)),
+    ]);
+}
+
+async fn bytes_on_the_wire(table: &mut Table) {
+    let first = Node::start(NodeOptions::default()).await;
+    let wire = Wire::to(udp_address(&first.ready.listen[0])).await;
+    let second = Node::start(NodeOptions {
+        peers: vec![through(&first.ready.ticket, wire.address)],
+        ..NodeOptions::default()
+    });
+    let mut pair = pair(vec![first, second.await]).await;
+    let (bytes, packets) = (wire.bytes(), wire.packets());
+    const COUNT: u64 = 100;
+    for number in 0..COUNT {
+        let text = [format!("Are you coming to the park at {number:02}?")];
+        pair.sender.send_text(&pair.room, &text[0]).await;
+        pair.receiver.texts_until(&pair.room, &text).await;
+    }
+    let bytes = (wire.bytes() - bytes) / COUNT;
+    let packets = (wire.packets() - packets) as f64 / COUNT as f64;
+    table.row([
+        "bytes on the wire per text message (both ways, with IP and UDP headers)",
+        &bytes.to_string(),
+    ]);
+    table.row(["packets per text message (both ways)", &format!("{packets:.1}")]);
+    drop(pair.nodes);
+}
+
+/// A node comes back to find many events waiting.
+async fn backlog(table: &mut Table) {
+    let mut pair = pair(Node::start_connected(2).await).await;
+    pair.nodes[1].kill().await;
+    let (sender, room) = (&pair.sender, pair.room.as_str());
+    let sends = (0..BACKLOG).map(|number| async move { sender.send_text(room, &format!("backlog {number}")).await });
+    stream::iter(sends).buffered(16).collect::<Vec<_>>().await;
+    let start = Instant::now();
+    pair.nodes[1].restart().await;
+    let last = [format!("backlog {}", BACKLOG - 1)];
+    pair.receiver.texts_until(&pair.room, &last).await;
+    let rate = BACKLOG as f64 / start.elapsed().as_secs_f64();
+    table.row([
+        "events per second accepted from a peer (10,000 waiting, start of the node included)",
+        &format!("{rate:.0}"),
+    ]);
+}
+
+fn udp_address(multiaddr: &str) -> SocketAddr {
+    let multiaddr: Multiaddr = multiaddr.parse().expect("a multiaddr");
+    let mut parts = multiaddr.iter();
+    match (parts.next(), parts.next()) {
+        (Some(Protocol::Ip4(ip)), Some(Protocol::Udp(port))) => SocketAddr::from((ip, port)),
+        other => panic!("not a UDP address: {other:?}"),
+    }
+}
+
+/// The same ticket with another address.
+fn through(ticket: &str, address: SocketAddr) -> String {
+    let mut ticket = Ticket::parse(ticket).expect("a ticket");
+    let address: Multiaddr = format!("/ip4/{}/udp/{}/quic-v1", address.ip(), address.port())
+        .parse()
+        .expect("a multiaddr");
+    ticket.addrs = vec![address.to_vec()];
+    ticket.encode().expect("a ticket")
+}
