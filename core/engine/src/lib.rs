@@ -5,6 +5,7 @@
 
 mod change;
 mod check;
+mod client_event;
 pub mod encryption;
 mod fields;
 mod filter;
@@ -15,6 +16,7 @@ mod reader;
 
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
+pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};
 pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
