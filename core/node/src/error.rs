@@ -1,7 +1,10 @@
 //! Why a service refused or failed, in Matrix's terms. Rendering it as HTTP is the edge's job.
 
 use kith_store::StoreError;
-use ruma::{api::error::ErrorKind, exports::http::StatusCode};
+use ruma::{
+    api::{client::uiaa::UiaaInfo, error::ErrorKind},
+    exports::http::StatusCode,
+};
 
 /// The outcome of a service call that did not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,9 @@ pub enum Error {
         /// A sentence for a person.
         message: String,
     },
+    /// The user has to prove who they are (user-interactive authentication) before this is done.
+    #[error("authentication is needed")]
+    AuthenticationNeeded(Box<UiaaInfo>),
     /// Another server could not be reached, or answered with garbage.
     #[error(transparent)]
     Network(#[from] crate::network::NetworkError),

@@ -4,9 +4,11 @@
 //! small pool of read-only connections, each seeing one consistent snapshot. One module per table family adds its
 //! methods to [`ReadTxn`] and [`WriteTxn`].
 
+mod accounts;
 mod aliases;
 mod client_txns;
 mod column;
+mod devices;
 mod error;
 mod migrations;
 mod outside;
@@ -14,8 +16,10 @@ mod pool;
 mod txn;
 mod writer;
 
+pub use accounts::{TokenHash, User};
 pub use aliases::Alias;
 pub use client_txns::ClientTxn;
+pub use devices::{Device, NewToken, Token, TokenKind};
 pub use error::{OpenError, StoreError};
 pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};

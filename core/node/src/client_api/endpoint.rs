@@ -1,7 +1,10 @@
 //! One adapter between axum and ruma for every endpoint: a handler gets a typed request and a proven caller, and returns
 //! a typed response or an [`Error`].
 
-use std::future::Future;
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use axum::{
     Router,
@@ -11,26 +14,13 @@ use axum::{
     response::IntoResponse,
     routing::{MethodFilter, on},
 };
-use ruma::{
-    OwnedDeviceId, OwnedUserId,
-    api::{
-        IncomingRequest, IncomingRequestExt, Metadata, OutgoingResponseExt,
-        auth_scheme::{NoAccessToken, NoAuthentication},
-        error::{ErrorKind, FromHttpRequestError},
-        path_builder::PathBuilder,
-    },
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt, Metadata, OutgoingResponseExt,
+    error::{ErrorKind, FromHttpRequestError},
+    path_builder::PathBuilder,
 };
 
 use crate::{Error, Homeserver};
-
-/// A logged-in device of a local user, as an access token proves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Session {
-    /// The user.
-    pub user_id: OwnedUserId,
-    /// The device.
-    pub device_id: OwnedDeviceId,
-}
 
 /// What a handler gets.
 pub struct Args<R: Metadata>
@@ -50,22 +40,6 @@ pub trait Authenticate {
 
     /// Looks at a request's head; refuses with the errcode that the specification names.
     fn authenticate(homeserver: &Homeserver, head: &Parts) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
-}
-
-impl Authenticate for NoAuthentication {
-    type Caller = ();
-
-    async fn authenticate(_: &Homeserver, _: &Parts) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
-impl Authenticate for NoAccessToken {
-    type Caller = ();
-
-    async fn authenticate(_: &Homeserver, _: &Parts) -> Result<(), Error> {
-        Ok(())
-    }
 }
 
 /// Adds one endpoint under all its paths. The handler is
@@ -122,13 +96,19 @@ where
     let caller = <R::Authentication as Authenticate>::authenticate(&homeserver, &head).await?;
     let body = read_body(&homeserver, &head.method, body).await?;
     let arguments: Vec<&str> = path.iter().map(|(_, value)| value).collect();
-    let request =
-        R::try_from_http_request(http::Request::from_parts(head, body.as_ref()), &arguments).map_err(malformed)?;
+    let request = parse::<R>(http::Request::from_parts(head, body.as_ref()), &arguments)?;
     let response = handler(homeserver, Args { request, caller }).await?;
     let response = response
         .try_into_http_response::<Vec<u8>>()
         .map_err(|error| Error::Internal("a response did not serialise", Some(Box::new(error))))?;
     Ok(response.map(Body::from))
+}
+
+/// Parses a request. Some of ruma's parsers panic on malformed JSON (login without `type`); that is bad JSON, no more.
+fn parse<R: IncomingRequest>(request: http::Request<&[u8]>, arguments: &[&str]) -> Result<R, Error> {
+    catch_unwind(AssertUnwindSafe(|| R::try_from_http_request(request, arguments)))
+        .map_err(|_| Error::bad_json("the body lacks a required field"))?
+        .map_err(malformed)
 }
 
 /// Reads a JSON body up to the configured size. Clients may send no body at all where `{}` is meant.
@@ -141,7 +121,7 @@ async fn read_body(homeserver: &Homeserver, method: &Method, body: Body) -> Resu
             format!("the body is over {limit} bytes"),
         )
     })?;
-    if bytes.is_empty() && (method == Method::POST || method == Method::PUT) {
+    if bytes.is_empty() && [Method::POST, Method::PUT, Method::DELETE].contains(method) {
         return Ok(Bytes::from_static(b"{}"));
     }
     Ok(bytes)

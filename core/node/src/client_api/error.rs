@@ -8,7 +8,8 @@ use axum::{
 use kith_store::StoreError;
 use ruma::api::{
     OutgoingResponseExt,
-    error::{ErrorBody, ErrorKind, StandardErrorBody},
+    client::uiaa::{UiaaInfo, UiaaResponse},
+    error::{ErrorBody, ErrorKind, IntoHttpError, StandardErrorBody},
 };
 
 use crate::{Error, network::NetworkError};
@@ -22,6 +23,7 @@ impl IntoResponse for Error {
 /// The Matrix error response for an error.
 pub fn render_error(error: &Error) -> Response<Body> {
     let (status, kind, message) = match error {
+        Error::AuthenticationNeeded(info) => return render_flows(info),
         Error::Refused { status, kind, message } => (*status, (**kind).clone(), message.clone()),
         Error::Network(NetworkError::TimedOut(_)) => {
             (StatusCode::GATEWAY_TIMEOUT, ErrorKind::Unknown, error.to_string())
@@ -56,9 +58,17 @@ pub(super) async fn unrecognized() -> Response<Body> {
     )
 }
 
+fn render_flows(info: &UiaaInfo) -> Response<Body> {
+    finish(UiaaResponse::AuthResponse(info.clone()).try_into_http_response::<Vec<u8>>())
+}
+
 fn render(status: StatusCode, kind: ErrorKind, message: String) -> Response<Body> {
     let body = ErrorBody::Standard(StandardErrorBody::new(kind, message));
-    match body.into_error(status).try_into_http_response::<Vec<u8>>() {
+    finish(body.into_error(status).try_into_http_response::<Vec<u8>>())
+}
+
+fn finish(response: Result<Response<Vec<u8>>, IntoHttpError>) -> Response<Body> {
+    match response {
         Ok(response) => response.map(Body::from),
         Err(error) => {
             tracing::error!(%error, "an error response did not serialise");

@@ -1,9 +1,15 @@
 //! The client-server API: parse a request, call one service method, render its answer. No decision is made here.
 
+mod account;
+mod authentication;
+mod device;
+mod discovery;
 mod endpoint;
 mod error;
+mod session;
 
-pub use endpoint::{Args, Authenticate, Session, endpoint, endpoint_at};
+pub use crate::homeserver::Session;
+pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;
 
 use axum::Router;
@@ -12,5 +18,10 @@ use crate::Homeserver;
 
 /// The routes that clients reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    Router::new().fallback(error::unrecognized).with_state(homeserver)
+    let router = Router::new().fallback(error::unrecognized);
+    let router = discovery::routes(router);
+    let router = session::routes(router);
+    let router = account::routes(router);
+    let router = device::routes(router);
+    router.with_state(homeserver)
 }

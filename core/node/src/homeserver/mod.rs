@@ -1,7 +1,9 @@
 //! The services of one homeserver. Each is a cheap handle over the [`Context`]; none of them knows HTTP.
 
+pub mod accounts;
 mod context;
 
+pub use accounts::{Accounts, Session};
 pub use context::Context;
 
 use std::ops::Deref;
@@ -17,13 +19,16 @@ pub struct Homeserver {
 pub struct Services {
     /// What every service stands on.
     pub context: Context,
+    /// Users, devices and sessions.
+    pub accounts: Accounts,
 }
 
 impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
+        let accounts = Accounts::new(context.clone());
         Self {
-            services: Arc::new(Services { context }),
+            services: Arc::new(Services { context, accounts }),
         }
     }
 }

@@ -1,0 +1,41 @@
+-- Accounts of this node and what hangs on them. Times are milliseconds since the Unix epoch; tokens stand here only as
+-- BLAKE3 hashes, so that a stolen database opens no session.
+
+CREATE TABLE users (
+    user_id       TEXT PRIMARY KEY NOT NULL,
+    password_hash TEXT,
+    created_ts    INTEGER NOT NULL,
+    admin         INTEGER NOT NULL DEFAULT 0,
+    deactivated   INTEGER NOT NULL DEFAULT 0,
+    locked        INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE devices (
+    user_id      TEXT NOT NULL REFERENCES users (user_id),
+    device_id    TEXT NOT NULL,
+    display_name TEXT,
+    created_ts   INTEGER NOT NULL,
+    last_seen_ts INTEGER NOT NULL,
+    last_seen_ip TEXT,
+    -- The newest generation of tokens that the client has shown to hold; older ones are gone.
+    confirmed    INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (user_id, device_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tokens (
+    hash       BLOB PRIMARY KEY NOT NULL,
+    user_id    TEXT NOT NULL,
+    device_id  TEXT NOT NULL,
+    -- 0: access, 1: refresh.
+    kind       INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    expires_ts INTEGER,
+    FOREIGN KEY (user_id, device_id) REFERENCES devices (user_id, device_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tokens_by_device ON tokens (user_id, device_id);
+
+CREATE TABLE registration_tokens (
+    hash       BLOB PRIMARY KEY NOT NULL,
+    uses_left  INTEGER,
+    expires_ts INTEGER
+) STRICT, WITHOUT ROWID;
