@@ -105,10 +105,7 @@ async fn change_password(
     Ok(change_password::v3::Response::new())
 }
 
-async fn deactivate(
-    hs: Homeserver,
-    args: Args<deactivate::v3::Request>,
-) -> Result<deactivate::v3::Response, Error> {
+async fn deactivate(hs: Homeserver, args: Args<deactivate::v3::Request>) -> Result<deactivate::v3::Response, Error> {
     let session = args.caller.ok_or_else(missing_token)?;
     hs.accounts
         .confirm(&session, "deactivate", args.request.auth.as_ref())

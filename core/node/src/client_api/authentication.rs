@@ -84,7 +84,6 @@ fn token(head: &Parts) -> Result<Option<String>, Error> {
     let mut request = http::Request::new(());
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
-    extract_bearer_or_query_token(&request).map_err(|error| {
-        Error::refused(StatusCode::UNAUTHORIZED, ErrorKind::MissingToken, error.to_string())
-    })
+    extract_bearer_or_query_token(&request)
+        .map_err(|error| Error::refused(StatusCode::UNAUTHORIZED, ErrorKind::MissingToken, error.to_string()))
 }

@@ -15,16 +15,18 @@ pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     endpoint(router, delete_devices)
 }
 
-async fn get_devices(
-    hs: Homeserver,
-    args: Args<get_devices::v3::Request>,
-) -> Result<get_devices::v3::Response, Error> {
+async fn get_devices(hs: Homeserver, args: Args<get_devices::v3::Request>) -> Result<get_devices::v3::Response, Error> {
     let devices = hs.accounts.devices(&args.caller.user_id).await?;
-    Ok(get_devices::v3::Response::new(devices.into_iter().map(render).collect()))
+    Ok(get_devices::v3::Response::new(
+        devices.into_iter().map(render).collect(),
+    ))
 }
 
 async fn get_device(hs: Homeserver, args: Args<get_device::v3::Request>) -> Result<get_device::v3::Response, Error> {
-    let device = hs.accounts.device(&args.caller.user_id, &args.request.device_id).await?;
+    let device = hs
+        .accounts
+        .device(&args.caller.user_id, &args.request.device_id)
+        .await?;
     Ok(get_device::v3::Response::new(render(device)))
 }
 

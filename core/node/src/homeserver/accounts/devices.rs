@@ -88,7 +88,9 @@ impl Accounts {
         name: Option<String>,
     ) -> Result<(), Error> {
         if name.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) {
-            return Err(Error::invalid_param(format!("a device name has at most {LONGEST_NAME} bytes")));
+            return Err(Error::invalid_param(format!(
+                "a device name has at most {LONGEST_NAME} bytes"
+            )));
         }
         let (user, device, hook) = (user_id.to_owned(), device_id.to_owned(), self.device_changes());
         let servers = self
@@ -98,7 +100,12 @@ impl Accounts {
                 // The endpoint leaves a name that it is not given as it was.
                 let found = match name {
                     Some(name) => txn.rename_device(&user, &device, Some(&name))?,
-                    None => return txn.device(&user, &device)?.map(|_| Vec::new()).ok_or_else(no_such_device),
+                    None => {
+                        return txn
+                            .device(&user, &device)?
+                            .map(|_| Vec::new())
+                            .ok_or_else(no_such_device);
+                    }
                 };
                 match hook {
                     _ if !found => Err(no_such_device()),

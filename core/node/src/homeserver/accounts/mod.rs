@@ -126,7 +126,13 @@ impl Accounts {
         let password = Zeroizing::new(proof.password.clone());
         if !same_user || self.check_password(&session.user_id, password).await?.is_none() {
             let uiaa = &self.inner.uiaa;
-            return Err(uiaa.refuse(&purpose, &stages, named, ErrorKind::Forbidden, "wrong user name or password"));
+            return Err(uiaa.refuse(
+                &purpose,
+                &stages,
+                named,
+                ErrorKind::Forbidden,
+                "wrong user name or password",
+            ));
         }
         if let Some(named) = named {
             self.inner.uiaa.end(named);

@@ -73,13 +73,16 @@ impl Accounts {
             self.check_available(localpart).await?;
         }
         let token = self.check_registration_proof(&stages, request.auth.as_ref()).await?;
-        let password = request.password.ok_or_else(|| {
-            Error::refused(StatusCode::BAD_REQUEST, ErrorKind::MissingParam, "a password is needed")
-        })?;
+        let password = request
+            .password
+            .ok_or_else(|| Error::refused(StatusCode::BAD_REQUEST, ErrorKind::MissingParam, "a password is needed"))?;
         let localpart = request.localpart.unwrap_or_else(|| self.ctx.world.random_token());
         let user_id = self.new_user_id(&localpart)?;
         let password_hash = self.inner.passwords.hash(password).await?;
-        let prepared = request.device.map(|device| self.prepare(user_id.clone(), device)).transpose()?;
+        let prepared = request
+            .device
+            .map(|device| self.prepare(user_id.clone(), device))
+            .transpose()?;
         let (now, new) = (self.ctx.world.now(), user_id.clone());
         let issued = self
             .ctx

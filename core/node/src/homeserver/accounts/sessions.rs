@@ -251,11 +251,14 @@ impl Accounts {
                 .store
                 .write(move |txn| {
                     // It may have been superseded since it was read.
-                    txn.token(&hash, TokenKind::Access)?.ok_or_else(|| unknown_token(false))?;
+                    txn.token(&hash, TokenKind::Access)?
+                        .ok_or_else(|| unknown_token(false))?;
                     Ok::<_, Error>(txn.confirm_tokens(&session.user_id, &session.device_id, generation)?)
                 })
                 .await?;
-            self.inner.cache.forget_device(&known.session.user_id, &known.session.device_id);
+            self.inner
+                .cache
+                .forget_device(&known.session.user_id, &known.session.device_id);
         }
         Ok(known)
     }

@@ -85,7 +85,10 @@ mod tests {
         let ErrorKind::LimitExceeded(data) = *kind else {
             panic!("{kind:?}");
         };
-        assert_eq!(data.retry_after, Some(RetryAfter::Delay(Duration::from_millis(REFILL_MS))));
+        assert_eq!(
+            data.retry_after,
+            Some(RetryAfter::Delay(Duration::from_millis(REFILL_MS)))
+        );
 
         throttle.attempt("bob", at(0)).unwrap();
         throttle.attempt("alice", at(REFILL_MS)).unwrap();
