@@ -2,6 +2,8 @@
 
 use kith_store::StoreError;
 use ruma::{
+
+use crate::network::NetworkError;
     api::{client::uiaa::UiaaInfo, error::ErrorKind},
     exports::http::StatusCode,
 };
@@ -24,7 +26,7 @@ pub enum Error {
     AuthenticationNeeded(Box<UiaaInfo>),
     /// Another server could not be reached, or answered with garbage.
     #[error(transparent)]
-    Network(#[from] crate::network::NetworkError),
+    Network(#[from] NetworkError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -61,5 +63,33 @@ impl Error {
     /// 400 `M_BAD_JSON`.
     pub fn bad_json(message: impl Into<String>) -> Self {
         Self::refused(StatusCode::BAD_REQUEST, ErrorKind::BadJson, message)
+    }
+
+    /// Another server's refusal as this node's own, for a client whose request was passed on to it. Complaints about the
+    /// request itself stay what they are, a failure between servers: the client's request was not the one refused.
+    ///
+    /// Server-server API, `send_join` and `invite`, response 400.
+    #[must_use]
+    pub fn passed_on(self) -> Self {
+        match self {
+            Self::Network(NetworkError::Refused {
+                status, kind, message, ..
+            }) if (400..500).contains(&status)
+                && !matches!(
+                    *kind,
+                    ErrorKind::MissingParam
+                        | ErrorKind::InvalidParam
+                        | ErrorKind::BadJson
+                        | ErrorKind::NotJson
+                        | ErrorKind::Unrecognized
+                        | ErrorKind::Unauthorized
+                        | ErrorKind::Unknown
+                ) =>
+            {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN);
+                Self::Refused { status, kind, message }
+            }
+            other => other,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
 use tokio::sync::broadcast;
 
 /// Why a request to another node got no answer.
@@ -32,8 +32,8 @@ pub enum NetworkError {
         server: OwnedServerName,
         /// The HTTP status.
         status: u16,
-        /// Its Matrix error code, if it sent one.
-        errcode: Option<String>,
+        /// Its Matrix error; `M_UNKNOWN` if it sent none. Boxed: it is large, and errors travel far.
+        kind: Box<ErrorKind>,
         /// Its message.
         message: String,
     },

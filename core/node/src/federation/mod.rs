@@ -1,5 +1,8 @@
 //! The server-server API over libp2p: what other nodes may ask of this one, and what this one asks of them.
 
+pub mod client;
+mod peer;
+
 use axum::Router;
 use ruma::OwnedServerName;
 

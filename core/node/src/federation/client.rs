@@ -1,0 +1,137 @@
+//! Typed requests to other nodes. No retry stands here: who asks knows whether asking again helps.
+
+use bytes::Bytes;
+use http::{Request, Response, header};
+use ruma::{
+    ServerName,
+    api::{
+        IncomingResponse, OutgoingBody, OutgoingRequest,
+        error::{ErrorKind, IntoHttpError, StandardErrorBody},
+        path_builder::PathBuilder,
+    },
+};
+
+use crate::{
+    Error,
+    homeserver::Context,
+    network::{Limits, NetworkError},
+};
+
+/// Longest message of another node that is passed on, in characters.
+const MAX_MESSAGE: usize = 300;
+
+/// Sends one of ruma's federation requests and parses the answer. The connection proves who asks, so nothing is signed.
+///
+/// An error answer is [`NetworkError::Refused`]; an answer that does not parse is [`NetworkError::Broken`].
+pub async fn request<R>(context: &Context, to: &ServerName, request: R) -> Result<R::IncomingResponse, Error>
+where
+    R: OutgoingRequest,
+    R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
+{
+    request_within(context, to, request, Limits::default()).await
+}
+
+/// [`request`] with limits of its own.
+pub async fn request_within<R>(
+    context: &Context,
+    to: &ServerName,
+    request: R,
+    limits: Limits,
+) -> Result<R::IncomingResponse, Error>
+where
+    R: OutgoingRequest,
+    R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
+{
+    let request = http_request(request)?;
+    let response = context.network.request(to, request, limits).await?;
+    if !response.status().is_success() {
+        return Err(refusal(to, &response).into());
+    }
+    let (head, body) = response.into_parts();
+    let response = http::Response::from_parts(head, body.as_ref());
+    R::IncomingResponse::try_from_http_response_inner(response).map_err(|error| {
+        let (server, reason) = (to.to_owned(), error.to_string());
+        NetworkError::Broken { server, reason }.into()
+    })
+}
+
+fn http_request<R>(request: R) -> Result<Request<Bytes>, Error>
+where
+    R: OutgoingRequest,
+    R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
+{
+    let (mut head, body) = request
+        .try_into_http_request_inner("", ())
+        .map_err(unsendable)?
+        .into_parts();
+    if let Some(content_type) = body.content_type() {
+        head.headers.entry(header::CONTENT_TYPE).or_insert(content_type);
+    }
+    let body: Vec<u8> = body.try_into_buf().map_err(|error| unsendable(error.into()))?;
+    Ok(Request::from_parts(head, body.into()))
+}
+
+fn unsendable(error: IntoHttpError) -> Error {
+    Error::Internal("a federation request did not serialise", Some(Box::new(error)))
+}
+
+/// What another node's error answer says.
+fn refusal(server: &ServerName, response: &Response<Bytes>) -> NetworkError {
+    let body: Option<StandardErrorBody> = serde_json::from_slice(response.body()).ok();
+    let (kind, message) = match body {
+        Some(body) => (body.kind, body.message),
+        None => (ErrorKind::Unknown, "no Matrix error".to_owned()),
+    };
+    NetworkError::Refused {
+        server: server.to_owned(),
+        status: response.status().as_u16(),
+        kind: Box::new(kind),
+        message: message.chars().take(MAX_MESSAGE).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::api::federation::discovery::get_server_version;
+
+    use super::*;
+    use crate::testing::Cluster;
+
+    #[tokio::test]
+    async fn tells_an_error_answer_from_silence() {
+        let cluster = Cluster::start(2).await;
+        let ask = async || {
+            request(
+                &cluster[0].hs.context,
+                &cluster[1].name,
+                get_server_version::v1::Request::new(),
+            )
+            .await
+        };
+        cluster[1].go_down();
+        assert!(matches!(ask().await, Err(Error::Network(NetworkError::Unreachable(name))) if name == cluster[1].name));
+    }
+
+    #[test]
+    fn reads_error_answers() {
+        let cases = [
+            (r#"{"errcode":"M_FORBIDDEN","error":"no"}"#, ErrorKind::Forbidden, "no"),
+            (r#"{"errcode":"M_FORBIDDEN"}"#, ErrorKind::Unknown, "no Matrix error"),
+            ("<html>", ErrorKind::Unknown, "no Matrix error"),
+            ("", ErrorKind::Unknown, "no Matrix error"),
+        ];
+        for (body, expected, text) in cases {
+            let response = Response::builder().status(403).body(Bytes::from(body)).unwrap();
+            let NetworkError::Refused {
+                status: 403,
+                kind,
+                message,
+                ..
+            } = refusal(ruma::server_name!("a"), &response)
+            else {
+                panic!("{body}")
+            };
+            assert_eq!((kind.errcode(), message.as_str()), (expected.errcode(), text), "{body}");
+        }
+    }
+}
