@@ -2,11 +2,11 @@
 
 use kith_store::StoreError;
 use ruma::{
-
-use crate::network::NetworkError;
     api::{client::uiaa::UiaaInfo, error::ErrorKind},
     exports::http::StatusCode,
 };
+
+use crate::network::NetworkError;
 
 /// The outcome of a service call that did not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
