@@ -58,6 +58,9 @@ pub struct Applied {
     pub outlier: bool,
     /// Whether it is history: older than what the timeline began with, so that it is placed before it.
     pub history: bool,
+    /// Whether clients are not shown it although it was accepted: a redaction whose target is not held yet, or to which
+    /// it does not apply. A later event whose [`Applied::redactions`] name it as `by` lifts this.
+    pub withheld: bool,
     /// The state before the event; none for an outlier, and for history whose state nobody could tell.
     pub state_before: Option<NewState>,
     /// The key that the event takes in the state after it: for state events that were not rejected and whose state is
@@ -77,9 +80,9 @@ impl Applied {
         self.pdu.event_id()
     }
 
-    /// Whether clients may see it in the timeline: accepted, and no outlier.
+    /// Whether clients may see it in the timeline: accepted, no outlier, and not withheld.
     pub fn is_shown(&self) -> bool {
-        self.status == EventStatus::Accepted && !self.outlier
+        self.status == EventStatus::Accepted && !self.outlier && !self.withheld
     }
 }
 

@@ -120,6 +120,7 @@ impl UncheckedPdu {
                 pdu: self.pdu,
                 version: self.version,
                 revoked_key,
+                made_here: false,
             }),
             Verified::Signatures => {
                 let mut object = self.object;
@@ -130,6 +131,7 @@ impl UncheckedPdu {
                     pdu,
                     version: self.version,
                     revoked_key,
+                    made_here: false,
                 })
             }
         }
@@ -158,6 +160,8 @@ pub struct CheckedPdu {
     pub(crate) pdu: Pdu,
     pub(crate) version: RoomVersionId,
     pub(crate) revoked_key: bool,
+    /// Whether this server has just built it. Only such an event may open a room.
+    pub(crate) made_here: bool,
 }
 
 impl CheckedPdu {

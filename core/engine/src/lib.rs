@@ -3,6 +3,7 @@
 //! Pure: synchronous functions of their arguments. No I/O, clock, randomness or async stands here; state is read
 //! through [`RoomReader`], which the store's transactions implement, and what must change comes back as values.
 
+mod auth;
 mod change;
 mod check;
 mod client_event;
@@ -13,6 +14,9 @@ pub mod json;
 pub mod limits;
 mod pdu;
 mod reader;
+mod receive;
+mod resolve;
+mod view;
 
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
@@ -21,3 +25,6 @@ pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
+pub use receive::{receive, receive_history, receive_outlier, receive_with_state};
+pub use resolve::resolve;
+pub use view::{RoomView, membership_of};

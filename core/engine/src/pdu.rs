@@ -8,6 +8,7 @@ use std::{
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
     RoomVersionId, UserId,
+    canonical_json::redact_in_place,
     events::{StateEventType, TimelineEventType},
     room_version_rules::{RedactionRules, RoomIdFormatVersion, RoomVersionRules},
     signatures::{VerificationError, reference_hash},
@@ -213,6 +214,19 @@ impl Pdu {
             self.json()
         };
         serde_json::from_str::<Redacts>(json).ok().map(|r| r.redacts)
+    }
+
+    /// The event without what redaction takes away, under the same id.
+    ///
+    /// Client-server API, "Redactions"; what stays differs by room version.
+    pub fn redacted(&self, rules: &RedactionRules) -> Result<Self, PduError> {
+        let mut object = self.to_object()?;
+        redact_in_place(&mut object, rules, None).map_err(|error| PduError::Malformed(error.to_string()))?;
+        Self::from_stored(
+            self.0.event_id.clone(),
+            self.0.room_id.clone(),
+            &serde_json::to_string(&object)?,
+        )
     }
 
     /// The whole event as canonical JSON: what other servers are sent and what the store keeps.

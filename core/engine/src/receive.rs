@@ -1,0 +1,532 @@
+//! The checks performed on receipt of an event, and what follows from them. It saves nothing: changes are returned.
+//!
+//! Server-server API, "Checks performed on receipt of a PDU". Steps 1 and 2 are [`crate::check_pdu`]'s.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ruma::{
+    EventId, OwnedEventId,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::RoomVersionRules,
+    state_res::check_state_independent_auth_rules,
+};
+
+use crate::{
+    Applied, CheckedPdu, CurrentState, EventStatus, Missing, NewState, Outcome, Pdu, Redaction, RoomError, RoomReader,
+    StateId, StateKey, StateMap, StoredPdu,
+    auth::{AuthState, auth_keys, implied_create, may_redact, power_levels},
+    limits::MAX_IMPORT_EVENTS,
+    pdu::rules,
+    resolve::{Fork, resolve_forks},
+    view::{auth_state, entries, entry},
+};
+
+/// Judges an event that has just been made here or has just arrived.
+///
+/// An `m.room.create` opens a room only if it was made here: other servers' rooms are entered with
+/// [`import_room`](crate::import_room).
+pub fn receive<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Result<Outcome, RoomError<R::Error>> {
+    Receipt::new(reader, checked)?.live(None)
+}
+
+/// [`receive`] for an event whose `prev_events` cannot be fetched: another server told the state before it, as ids of
+/// events that are held, outliers included. Rejected ones among them are left out.
+pub fn receive_with_state<R: RoomReader>(
+    reader: &R,
+    checked: &CheckedPdu,
+    state: &[OwnedEventId],
+) -> Result<Outcome, RoomError<R::Error>> {
+    Receipt::new(reader, checked)?.live(Some(state))
+}
+
+/// Judges an event that is wanted only as part of another one's state or auth chain. It joins no timeline.
+pub fn receive_outlier<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Result<Outcome, RoomError<R::Error>> {
+    Receipt::new(reader, checked)?.outlier()
+}
+
+/// Judges an event of the room's past. It changes neither the forward extremities nor the current state, and is not
+/// soft-failed. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
+/// [`receive_with_state`]; with neither, it is kept without one, checked against its auth events alone.
+pub fn receive_history<R: RoomReader>(
+    reader: &R,
+    checked: &CheckedPdu,
+    state: Option<&[OwnedEventId]>,
+) -> Result<Outcome, RoomError<R::Error>> {
+    Receipt::new(reader, checked)?.history(state)
+}
+
+/// One event on its way through the checks.
+struct Receipt<'a, R: RoomReader> {
+    reader: &'a R,
+    checked: &'a CheckedPdu,
+    pdu: &'a Pdu,
+    rules: RoomVersionRules,
+}
+
+/// The verdict of the checks so far. A later check never lifts an earlier one's refusal.
+struct Verdict {
+    status: EventStatus,
+    reason: Option<String>,
+}
+
+impl Verdict {
+    fn of(check: Result<(), String>) -> Self {
+        match check {
+            Ok(()) => Self {
+                status: EventStatus::Accepted,
+                reason: None,
+            },
+            Err(reason) => Self {
+                status: EventStatus::Rejected,
+                reason: Some(reason),
+            },
+        }
+    }
+
+    fn refuse(&mut self, status: EventStatus, check: Result<(), String>) {
+        if let (EventStatus::Accepted, Err(reason)) = (self.status, check) {
+            *self = Self {
+                status,
+                reason: Some(reason),
+            };
+        }
+    }
+}
+
+impl<'a, R: RoomReader> Receipt<'a, R> {
+    fn new(reader: &'a R, checked: &'a CheckedPdu) -> Result<Self, RoomError<R::Error>> {
+        let rules = rules(checked.version()).map_err(RoomError::Pdu)?;
+        Ok(Self {
+            reader,
+            checked,
+            pdu: checked.pdu(),
+            rules,
+        })
+    }
+
+    fn live(self, told: Option<&[OwnedEventId]>) -> Result<Outcome, RoomError<R::Error>> {
+        if self.is_held()? {
+            return Ok(Outcome::Known);
+        }
+        self.check_room(self.checked.made_here)?;
+        let (auth, mut missing) = self.auth_events()?;
+        let prev_states = self.prev_states(told, &mut missing)?;
+        if !missing.is_empty() {
+            return Ok(Outcome::Missing(missing));
+        }
+        let extremities = self.reader.forward_extremities(self.pdu.room_id())?;
+        let current = self.reader.current_state(self.pdu.room_id())?;
+        let before = self.state_before(prev_states, &extremities, current)?;
+        let mut verdict = self.check_past(&auth, Some(&before))?;
+        if verdict.status == EventStatus::Accepted {
+            // Step 6: soft failure.
+            verdict.refuse(EventStatus::SoftFailed, self.check_now(&auth, &before, current)?);
+        }
+        let mut applied = self.applied(verdict, Some(before));
+        self.move_room(&mut applied, &extremities, current)?;
+        self.apply_redactions(&mut applied)?;
+        Ok(Outcome::Applied(Box::new(applied)))
+    }
+
+    fn outlier(self) -> Result<Outcome, RoomError<R::Error>> {
+        if self.reader.has_event(self.pdu.event_id())? {
+            return Ok(Outcome::Known);
+        }
+        self.check_room(true)?;
+        let (auth, missing) = self.auth_events()?;
+        if !missing.is_empty() {
+            return Ok(Outcome::Missing(missing));
+        }
+        let verdict = self.check_past(&auth, None)?;
+        let mut applied = self.applied(verdict, None);
+        applied.outlier = true;
+        Ok(Outcome::Applied(Box::new(applied)))
+    }
+
+    fn history(self, told: Option<&[OwnedEventId]>) -> Result<Outcome, RoomError<R::Error>> {
+        if self.is_held()? {
+            return Ok(Outcome::Known);
+        }
+        self.check_room(false)?;
+        let (auth, mut missing) = self.auth_events()?;
+        let mut prev_missing = Missing::default();
+        let prev_states = self.prev_states(None, &mut prev_missing)?;
+        let before = if prev_missing.is_empty() {
+            Some(self.state_before(prev_states, &[], None)?)
+        } else if told.is_some() {
+            let states = self.prev_states(told, &mut missing)?;
+            Some(self.state_before(states, &[], None)?)
+        } else {
+            None
+        };
+        if !missing.is_empty() {
+            return Ok(Outcome::Missing(missing));
+        }
+        let verdict = self.check_past(&auth, before.as_ref())?;
+        let mut applied = self.applied(verdict, before);
+        applied.history = true;
+        self.apply_redactions(&mut applied)?;
+        Ok(Outcome::Applied(Box::new(applied)))
+    }
+
+    /// Whether the event is held with its state. An outlier is not: it may still join the timeline.
+    fn is_held(&self) -> Result<bool, R::Error> {
+        let id = self.pdu.event_id();
+        Ok(self.reader.has_event(id)? && self.reader.event(id)?.is_some_and(|held| !held.outlier))
+    }
+
+    fn check_room(&self, may_open: bool) -> Result<(), RoomError<R::Error>> {
+        let room = self.pdu.room_id();
+        match self.reader.room_version(room)? {
+            Some(version) if version == *self.checked.version() => Ok(()),
+            Some(expected) => Err(RoomError::WrongVersion {
+                room: room.to_owned(),
+                expected,
+                found: self.checked.version().clone(),
+            }),
+            None if may_open && *self.pdu.kind() == TimelineEventType::RoomCreate => Ok(()),
+            None => Err(RoomError::UnknownRoom(room.to_owned())),
+        }
+    }
+
+    /// The events that authorise this one, by id, and those of them that are not held.
+    fn auth_events(&self) -> Result<(HashMap<OwnedEventId, StoredPdu>, Missing), R::Error> {
+        let mut events = HashMap::new();
+        let mut missing = Missing::default();
+        let implied = (*self.pdu.kind() != TimelineEventType::RoomCreate)
+            .then(|| implied_create(&self.rules, self.pdu.room_id()))
+            .flatten();
+        for id in self.pdu.auth_events().iter().chain(&implied) {
+            match self.reader.event(id)? {
+                Some(event) => {
+                    events.insert(id.clone(), event);
+                }
+                None => missing.auth.push(id.clone()),
+            }
+        }
+        Ok((events, missing))
+    }
+
+    /// The states after the events before this one, each once; or the state that another server told.
+    fn prev_states(
+        &self,
+        told: Option<&[OwnedEventId]>,
+        missing: &mut Missing,
+    ) -> Result<PrevStates, RoomError<R::Error>> {
+        if let Some(told) = told {
+            return Ok(PrevStates::Told(self.told_state(told, missing)?));
+        }
+        let mut states = BTreeSet::new();
+        for prev in self.pdu.prev_events() {
+            match self.reader.state_after(prev)? {
+                Some(state) => {
+                    states.insert(state);
+                }
+                None => missing.prev.push(prev.clone()),
+            }
+        }
+        Ok(PrevStates::Stored(states))
+    }
+
+    fn told_state(&self, told: &[OwnedEventId], missing: &mut Missing) -> Result<StateMap, RoomError<R::Error>> {
+        let mut state = StateMap::new();
+        for id in told.iter().take(MAX_IMPORT_EVENTS) {
+            match self.reader.event(id)? {
+                Some(stored) if stored.pdu.room_id() != self.pdu.room_id() => {}
+                Some(stored) if stored.status == EventStatus::Rejected => {}
+                Some(stored) => {
+                    if let Some(key) = stored.pdu.state_entry() {
+                        state.insert(key, id.clone());
+                    }
+                }
+                None => missing.auth.push(id.clone()),
+            }
+        }
+        Ok(state)
+    }
+
+    fn state_before(
+        &self,
+        states: PrevStates,
+        extremities: &[OwnedEventId],
+        current: Option<StateId>,
+    ) -> Result<NewState, RoomError<R::Error>> {
+        let states = match states {
+            PrevStates::Told(state) => return Ok(NewState::Full(state)),
+            PrevStates::Stored(states) => states,
+        };
+        let mut ids = states.iter();
+        match (ids.next(), ids.next()) {
+            (None, _) => return Ok(NewState::Full(StateMap::new())),
+            (Some(only), None) => return Ok(NewState::Same(*only)),
+            _ => {}
+        }
+        // An event built upon exactly what we would build upon: that resolution has been made already.
+        let prev: BTreeSet<&OwnedEventId> = self.pdu.prev_events().iter().collect();
+        if let Some(current) = current
+            && prev == extremities.iter().collect()
+        {
+            return Ok(NewState::Same(current));
+        }
+        let forks = states
+            .into_iter()
+            .map(|id| Fork::stored(self.reader, id))
+            .collect::<Result<Vec<_>, _>>()?;
+        resolve_forks(self.reader, &self.rules, &forks)
+    }
+
+    /// Steps 3, 4 and 5: the rules that need no state, then those that do, against the event's own auth events and
+    /// against the state before it.
+    fn check_past(
+        &self,
+        auth: &HashMap<OwnedEventId, StoredPdu>,
+        before: Option<&NewState>,
+    ) -> Result<Verdict, RoomError<R::Error>> {
+        let rules = &self.rules.authorization;
+        let independent = check_state_independent_auth_rules(rules, self.pdu, |id: &EventId| auth.get(id).cloned());
+        let mut verdict = Verdict::of(independent);
+        if verdict.status == EventStatus::Rejected || *self.pdu.kind() == TimelineEventType::RoomCreate {
+            return Ok(verdict);
+        }
+        let mut by_auth_events = AuthState::default();
+        for event in auth.values() {
+            if let Some(key) = event.pdu.state_entry() {
+                by_auth_events.insert(key, event.clone());
+            }
+        }
+        verdict.refuse(EventStatus::Rejected, by_auth_events.check(rules, self.pdu));
+        if let (EventStatus::Accepted, Some(before)) = (verdict.status, before) {
+            let by_state = self.auth_state(auth, before)?;
+            if !by_state.same_events(&by_auth_events) {
+                verdict.refuse(EventStatus::Rejected, by_state.check(rules, self.pdu));
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Step 6, and the same for keys that have been revoked: the event stands by its own past, but not today.
+    fn check_now(
+        &self,
+        auth: &HashMap<OwnedEventId, StoredPdu>,
+        before: &NewState,
+        current: Option<StateId>,
+    ) -> Result<Result<(), String>, RoomError<R::Error>> {
+        if self.checked.revoked_key() {
+            return Ok(Err("the key that signed it has been revoked".to_owned()));
+        }
+        match current.map(NewState::Same) {
+            Some(current) if current != *before => Ok(self
+                .auth_state(auth, &current)?
+                .check(&self.rules.authorization, self.pdu)),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    fn auth_state(
+        &self,
+        auth: &HashMap<OwnedEventId, StoredPdu>,
+        state: &NewState,
+    ) -> Result<AuthState, RoomError<R::Error>> {
+        // Malformed events have been refused by the rules that need no state.
+        let keys = auth_keys(&self.rules.authorization, self.pdu).unwrap_or_default();
+        auth_state(
+            &keys,
+            |key| entry(self.reader, state, key),
+            |id| match auth.get(id) {
+                Some(event) => Ok(Some(event.clone())),
+                None => self.reader.event(id),
+            },
+        )
+    }
+
+    fn applied(&self, verdict: Verdict, before: Option<NewState>) -> Applied {
+        let sets = match (verdict.status, &before) {
+            (EventStatus::Rejected, _) | (_, None) => None,
+            _ => self.pdu.state_entry(),
+        };
+        Applied {
+            pdu: self.pdu.clone(),
+            version: self.checked.version().clone(),
+            status: verdict.status,
+            reason: verdict.reason,
+            outlier: false,
+            history: false,
+            withheld: false,
+            state_before: before,
+            sets,
+            current_state: CurrentState::Unchanged,
+            forward_extremities: None,
+            redactions: Vec::new(),
+        }
+    }
+
+    /// Moves the forward extremities and the current state along with an accepted event.
+    fn move_room(
+        &self,
+        applied: &mut Applied,
+        extremities: &[OwnedEventId],
+        current: Option<StateId>,
+    ) -> Result<(), RoomError<R::Error>> {
+        if applied.status != EventStatus::Accepted || self.reader.has_successor(self.pdu.event_id())? {
+            return Ok(());
+        }
+        let covered = self.covered(extremities)?;
+        let kept: Vec<OwnedEventId> = extremities
+            .iter()
+            .filter(|id| !covered.contains(*id))
+            .cloned()
+            .collect();
+        applied.current_state = self.current_after(applied, &kept, extremities, current)?;
+        let mut extremities = kept;
+        extremities.push(self.pdu.event_id().to_owned());
+        applied.forward_extremities = Some(extremities);
+        Ok(())
+    }
+
+    /// The extremities that this event builds upon: directly, or through events that were soft-failed or rejected and
+    /// for that reason did not take their place.
+    fn covered(&self, extremities: &[OwnedEventId]) -> Result<BTreeSet<OwnedEventId>, R::Error> {
+        let mut covered = BTreeSet::new();
+        let mut open: Vec<OwnedEventId> = self.pdu.prev_events().to_vec();
+        while let Some(id) = open.pop() {
+            if !covered.insert(id.clone()) || extremities.contains(&id) {
+                continue;
+            }
+            if let Some(stored) = self.reader.event(&id)?
+                && stored.status != EventStatus::Accepted
+            {
+                open.extend(stored.pdu.prev_events().iter().cloned());
+            }
+        }
+        Ok(covered)
+    }
+
+    fn current_after(
+        &self,
+        applied: &Applied,
+        kept: &[OwnedEventId],
+        extremities: &[OwnedEventId],
+        current: Option<StateId>,
+    ) -> Result<CurrentState, RoomError<R::Error>> {
+        let Some(before) = applied.state_before.as_ref() else {
+            return Ok(CurrentState::Unchanged);
+        };
+        let kept_states = self.states_after(kept)?;
+        if kept_states.is_empty() {
+            let same = applied.sets.is_none() && current.map(NewState::Same).as_ref() == Some(before);
+            return Ok(if same {
+                CurrentState::Unchanged
+            } else {
+                CurrentState::AfterEvent
+            });
+        }
+        if let (NewState::Same(before), None) = (before, &applied.sets) {
+            // A message changes no state, so the same states as before may be left to resolve.
+            let mut states = kept_states.clone();
+            states.insert(*before);
+            if states == self.states_after(extremities)? {
+                return Ok(CurrentState::Unchanged);
+            }
+            if states.len() == 1 {
+                return Ok(CurrentState::AfterEvent);
+            }
+        }
+        let mut forks = kept_states
+            .into_iter()
+            .map(|id| Fork::stored(self.reader, id))
+            .collect::<Result<Vec<_>, _>>()?;
+        forks.push(self.fork_after(before, applied.sets.as_ref())?);
+        let resolved = resolve_forks(self.reader, &self.rules, &forks)?;
+        Ok(match (resolved, current) {
+            (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
+            (resolved, _) => CurrentState::New(resolved),
+        })
+    }
+
+    fn fork_after(&self, before: &NewState, sets: Option<&StateKey>) -> Result<Fork, R::Error> {
+        let mut map = entries(self.reader, before)?;
+        let id = match (before, sets) {
+            (NewState::Same(id), None) => Some(*id),
+            _ => None,
+        };
+        if let Some(key) = sets {
+            map.insert(key.clone(), self.pdu.event_id().to_owned());
+        }
+        Ok(Fork {
+            id,
+            entries: map.into(),
+        })
+    }
+
+    fn states_after(&self, events: &[OwnedEventId]) -> Result<BTreeSet<StateId>, RoomError<R::Error>> {
+        let mut states = BTreeSet::new();
+        for id in events {
+            states.insert(
+                self.reader
+                    .state_after(id)?
+                    .ok_or_else(|| RoomError::Lost(id.clone()))?,
+            );
+        }
+        Ok(states)
+    }
+
+    /// Finds which redactions take hold now: the event's own, if it is one and its target is held; and those that
+    /// arrived before it.
+    fn apply_redactions(&self, applied: &mut Applied) -> Result<(), RoomError<R::Error>> {
+        if applied.status != EventStatus::Accepted {
+            return Ok(());
+        }
+        if let Some(target) = self.pdu.redacts(&self.rules.redaction) {
+            let held = self.reader.event(&target)?.filter(|held| !held.outlier);
+            applied.withheld = match (held, &applied.state_before) {
+                (Some(held), Some(before)) => !self.redacts(self.pdu, before, &held.pdu)?,
+                _ => true,
+            };
+            if !applied.withheld {
+                let by = self.pdu.event_id().to_owned();
+                applied.redactions.push(Redaction { target, by });
+            }
+        }
+        for by in self.reader.redactions_of(self.pdu.event_id())? {
+            let Some(redaction) = self.reader.event(&by)? else {
+                continue;
+            };
+            let Some(before) = self.reader.state_before(&by)? else {
+                continue;
+            };
+            if self.redacts(&redaction.pdu, &NewState::Same(before), self.pdu)? {
+                applied.redactions.push(Redaction {
+                    target: self.pdu.event_id().to_owned(),
+                    by,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a redaction applies to its target, by the state before the redaction.
+    fn redacts(&self, redaction: &Pdu, before: &NewState, target: &Pdu) -> Result<bool, RoomError<R::Error>> {
+        if redaction.room_id() != target.room_id() {
+            return Ok(false);
+        }
+        let keys = [
+            (StateEventType::RoomCreate, String::new()),
+            (StateEventType::RoomPowerLevels, String::new()),
+        ];
+        let state = auth_state(&keys, |key| entry(self.reader, before, key), |id| self.reader.event(id))?;
+        let levels = power_levels(
+            &self.rules.authorization,
+            state.entry(&keys[0].0, "").map(|stored| &stored.pdu),
+            state.entry(&keys[1].0, "").map(|stored| &stored.pdu),
+        );
+        Ok(may_redact(&levels, redaction.sender(), target))
+    }
+}
+
+/// What the state before an event comes from.
+enum PrevStates {
+    /// The states after the events before it.
+    Stored(BTreeSet<StateId>),
+    /// Another server's word.
+    Told(StateMap),
+}

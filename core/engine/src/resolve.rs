@@ -1,0 +1,275 @@
+//! State resolution over what the store holds: ruma's algorithm, with the events it asks for. It never changes a state.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use ruma::{
+    EventId, OwnedEventId, RoomVersionId,
+    room_version_rules::RoomVersionRules,
+    state_res::{self, StateMap as RumaStateMap, utils::event_id_set::EventIdSet},
+};
+
+use crate::{NewState, RoomError, RoomReader, StateId, StateMap, StoredPdu, pdu::rules};
+
+/// One of the states to resolve.
+#[derive(Debug, Clone)]
+pub(crate) struct Fork {
+    /// Its id, if the store has it.
+    pub(crate) id: Option<StateId>,
+    /// Its entries.
+    pub(crate) entries: Arc<StateMap>,
+}
+
+impl Fork {
+    /// A state that the store has.
+    pub(crate) fn stored<R: RoomReader>(reader: &R, id: StateId) -> Result<Self, R::Error> {
+        Ok(Self {
+            id: Some(id),
+            entries: reader.full_state(id)?,
+        })
+    }
+}
+
+/// Resolves states that the store holds into one.
+///
+/// Room version 2 and 12, "State resolution". Equal states cost nothing; unequal ones cost their size.
+pub fn resolve<R: RoomReader>(
+    reader: &R,
+    version: &RoomVersionId,
+    states: &[StateId],
+) -> Result<NewState, RoomError<R::Error>> {
+    let unique: BTreeSet<StateId> = states.iter().copied().collect();
+    if let (1, Some(only)) = (unique.len(), unique.first()) {
+        return Ok(NewState::Same(*only));
+    }
+    let forks = unique
+        .into_iter()
+        .map(|id| Fork::stored(reader, id))
+        .collect::<Result<Vec<_>, _>>()?;
+    resolve_forks(reader, &rules(version).map_err(RoomError::Pdu)?, &forks)
+}
+
+/// [`resolve`] for states of which some are not stored yet.
+pub(crate) fn resolve_forks<R: RoomReader>(
+    reader: &R,
+    rules: &RoomVersionRules,
+    forks: &[Fork],
+) -> Result<NewState, RoomError<R::Error>> {
+    let conflicts = Conflicts::of(forks);
+    let resolved = if conflicts.keys.is_empty() {
+        forks.first().map(|fork| (*fork.entries).clone()).unwrap_or_default()
+    } else {
+        run(reader, rules, forks, &conflicts)?
+    };
+    Ok(as_new_state(resolved, forks))
+}
+
+/// What the states disagree about.
+struct Conflicts {
+    /// For each fork, the events that it has under keys on which the forks differ.
+    events: Vec<BTreeSet<OwnedEventId>>,
+    /// Those keys.
+    keys: BTreeSet<crate::StateKey>,
+}
+
+impl Conflicts {
+    fn of(forks: &[Fork]) -> Self {
+        let mut keys = BTreeSet::new();
+        if let Some((first, others)) = forks.split_first() {
+            for other in others {
+                for (key, event) in first.entries.iter() {
+                    if other.entries.get(key) != Some(event) {
+                        keys.insert(key.clone());
+                    }
+                }
+                keys.extend(
+                    other
+                        .entries
+                        .keys()
+                        .filter(|key| !first.entries.contains_key(*key))
+                        .cloned(),
+                );
+            }
+        }
+        let events = forks
+            .iter()
+            .map(|fork| keys.iter().filter_map(|key| fork.entries.get(key).cloned()).collect())
+            .collect();
+        Self { events, keys }
+    }
+}
+
+fn run<R: RoomReader>(
+    reader: &R,
+    rules: &RoomVersionRules,
+    forks: &[Fork],
+    conflicts: &Conflicts,
+) -> Result<StateMap, RoomError<R::Error>> {
+    let events = EventCache::new(reader);
+    let maps: Vec<RumaStateMap<OwnedEventId>> = forks
+        .iter()
+        .map(|fork| fork.entries.iter().map(|(key, id)| (key.clone(), id.clone())).collect())
+        .collect();
+    let chains = auth_chains(reader, forks, conflicts)?;
+    let Some(v2_rules) = rules.state_res.v2_rules() else {
+        return Err(RoomError::Resolution(
+            state_res::Error::FetchConflictedStateSubgraphFailed,
+        ));
+    };
+    let resolved = state_res::resolve(
+        &rules.authorization,
+        v2_rules,
+        &maps,
+        chains,
+        |id| events.fetch(id),
+        |conflicted| conflicted_subgraph(&events, conflicted.values().flatten()),
+    );
+    events.finish()?;
+    Ok(resolved.map_err(RoomError::Resolution)?.into_iter().collect())
+}
+
+/// The auth chains of the forks, as far as they tell them apart.
+///
+/// The algorithm looks only for events that are in some chains and not in all. What an undisputed entry rests upon is
+/// in all of them, so it is taken out of all instead of being added to all; and if the disputed entries' chains are
+/// equal, the undisputed ones, which in a large room are nearly everything, are not walked at all.
+fn auth_chains<R: RoomReader>(
+    reader: &R,
+    forks: &[Fork],
+    conflicts: &Conflicts,
+) -> Result<Vec<EventIdSet<OwnedEventId>>, RoomError<R::Error>> {
+    let mut chains = Vec::with_capacity(forks.len());
+    for disputed in &conflicts.events {
+        let disputed: Vec<OwnedEventId> = disputed.iter().cloned().collect();
+        chains.push(reader.auth_chain(&disputed)?);
+    }
+    if chains.windows(2).any(|pair| pair[0] != pair[1])
+        && let Some(fork) = forks.first()
+    {
+        let undisputed: Vec<OwnedEventId> = fork
+            .entries
+            .iter()
+            .filter(|(key, _)| !conflicts.keys.contains(*key))
+            .map(|(_, id)| id.clone())
+            .collect();
+        let common = reader.auth_chain(&undisputed)?;
+        for chain in &mut chains {
+            chain.retain(|id| !common.contains(id));
+        }
+    }
+    Ok(chains.into_iter().map(|chain| chain.into_iter().collect()).collect())
+}
+
+/// Every event on a path of `auth_events` from one disputed event to another, both included.
+///
+/// Room version 12, "State resolution", "Conflicted state subgraph". None if an event on the way is not held.
+fn conflicted_subgraph<'a, R: RoomReader>(
+    events: &EventCache<'_, R>,
+    conflicted: impl Iterator<Item = &'a OwnedEventId>,
+) -> Option<EventIdSet<OwnedEventId>> {
+    let conflicted: HashSet<&OwnedEventId> = conflicted.collect();
+    // For each event reached from a disputed one: whether a disputed one is reached from it. Auth events come before
+    // those they authorise, and cycles are impossible because an id is a hash over the ids it names, so a walk that
+    // settles an event after its auth events visits each once.
+    let mut leads: HashMap<OwnedEventId, bool> = HashMap::new();
+    let mut open: Vec<(OwnedEventId, bool)> = conflicted.iter().map(|id| ((*id).clone(), false)).collect();
+    while let Some((id, auth_settled)) = open.pop() {
+        if leads.contains_key(&id) {
+            continue;
+        }
+        let event = events.fetch(&id)?;
+        if auth_settled {
+            let leads_on = event
+                .pdu
+                .auth_events()
+                .iter()
+                .any(|auth| conflicted.contains(auth) || leads.get(auth).copied().unwrap_or(false));
+            leads.insert(id, leads_on);
+        } else {
+            open.push((id, true));
+            let auth = event.pdu.auth_events().iter();
+            open.extend(
+                auth.filter(|auth| !leads.contains_key(*auth))
+                    .map(|auth| (auth.clone(), false)),
+            );
+        }
+    }
+    let mut subgraph: EventIdSet<OwnedEventId> = leads
+        .iter()
+        .filter(|(_, leads_on)| **leads_on)
+        .map(|(id, _)| id.clone())
+        .collect();
+    // The far ends of the paths; one that nothing disputed leads to changes nothing, being disputed anyway.
+    subgraph.extend(conflicted.into_iter().cloned());
+    Some(subgraph)
+}
+
+/// The result as the smallest difference to one of the states it came from.
+fn as_new_state(resolved: StateMap, forks: &[Fork]) -> NewState {
+    let mut best: Option<(StateId, StateMap)> = None;
+    for fork in forks {
+        let Some(id) = fork.id else { continue };
+        // A difference can set keys and not take any away.
+        if fork.entries.keys().any(|key| !resolved.contains_key(key)) {
+            continue;
+        }
+        let set: StateMap = resolved
+            .iter()
+            .filter(|(key, event)| fork.entries.get(*key) != Some(*event))
+            .map(|(key, event)| (key.clone(), event.clone()))
+            .collect();
+        if set.is_empty() {
+            return NewState::Same(id);
+        }
+        if best.as_ref().is_none_or(|(_, least)| set.len() < least.len()) {
+            best = Some((id, set));
+        }
+    }
+    match best {
+        Some((base, set)) => NewState::Delta { base, set },
+        None => NewState::Full(resolved),
+    }
+}
+
+/// Events read once for one resolution, which asks for each some thirty times.
+struct EventCache<'a, R: RoomReader> {
+    reader: &'a R,
+    events: RefCell<BTreeMap<OwnedEventId, Option<StoredPdu>>>,
+    failure: RefCell<Option<R::Error>>,
+}
+
+impl<'a, R: RoomReader> EventCache<'a, R> {
+    fn new(reader: &'a R) -> Self {
+        Self {
+            reader,
+            events: RefCell::default(),
+            failure: RefCell::new(None),
+        }
+    }
+
+    fn fetch(&self, id: &EventId) -> Option<StoredPdu> {
+        if let Some(known) = self.events.borrow().get(id) {
+            return known.clone();
+        }
+        let event = match self.reader.event(id) {
+            Ok(event) => event,
+            Err(error) => {
+                self.failure.borrow_mut().get_or_insert(error);
+                None
+            }
+        };
+        self.events.borrow_mut().insert(id.to_owned(), event.clone());
+        event
+    }
+
+    /// The first failed read, if any: its absence would have passed for a missing event.
+    fn finish(&self) -> Result<(), R::Error> {
+        match self.failure.borrow_mut().take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
