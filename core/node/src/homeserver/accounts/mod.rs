@@ -5,6 +5,8 @@ mod devices;
 mod passwords;
 mod registration;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod uiaa;
 

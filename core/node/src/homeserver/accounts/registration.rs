@@ -155,7 +155,7 @@ impl Accounts {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._=-/+".contains(&byte);
         let user_id = UserId::parse_with_server_name(localpart, &self.ctx.server_name).ok();
         user_id
-            .filter(|_| !localpart.is_empty() && localpart.bytes().all(allowed))
+            .filter(|id| !localpart.is_empty() && localpart.bytes().all(allowed) && id.as_str().len() <= 255)
             .ok_or_else(|| {
                 Error::refused(
                     StatusCode::BAD_REQUEST,

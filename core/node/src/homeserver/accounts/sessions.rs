@@ -21,7 +21,7 @@ use crate::Error;
 /// How long an access token of a client that can refresh works.
 const ACCESS_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// How long a refresh token may lie unused.
-const REFRESH_LIFETIME: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+pub(super) const REFRESH_LIFETIME: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 /// How long a login token works; two minutes as the specification suggests.
 const LOGIN_TOKEN_LIFETIME: Duration = Duration::from_secs(120);
 /// Login tokens waiting at the most; the oldest makes room.
