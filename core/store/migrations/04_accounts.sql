@@ -1,7 +1,7 @@
 -- Accounts of this node and what hangs on them. Times are milliseconds since the Unix epoch; tokens stand here only as
 -- BLAKE3 hashes, so that a stolen database opens no session.
 
-CREATE TABLE users (
+CREATE TABLE accounts (
     user_id       TEXT PRIMARY KEY NOT NULL,
     password_hash TEXT,
     created_ts    INTEGER NOT NULL,
@@ -11,7 +11,7 @@ CREATE TABLE users (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE devices (
-    user_id      TEXT NOT NULL REFERENCES users (user_id),
+    user_id      TEXT NOT NULL REFERENCES accounts (user_id),
     device_id    TEXT NOT NULL,
     display_name TEXT,
     created_ts   INTEGER NOT NULL,

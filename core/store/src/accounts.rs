@@ -43,7 +43,7 @@ impl ReadTxn<'_> {
     pub fn user(&self, user_id: &UserId) -> Result<Option<User>, StoreError> {
         let mut statement = self
             .conn()
-            .prepare_cached(&format!("SELECT {USER} FROM users WHERE user_id = ?1"))?;
+            .prepare_cached(&format!("SELECT {USER} FROM accounts WHERE user_id = ?1"))?;
         Ok(statement.query_row([user_id.as_str()], user).optional()?)
     }
 
@@ -51,7 +51,7 @@ impl ReadTxn<'_> {
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
         let mut statement = self
             .conn()
-            .prepare_cached(&format!("SELECT {USER} FROM users ORDER BY created_ts, user_id"))?;
+            .prepare_cached(&format!("SELECT {USER} FROM accounts ORDER BY created_ts, user_id"))?;
         let users = statement.query_map([], user)?.collect::<Result<_, _>>()?;
         Ok(users)
     }
@@ -89,8 +89,8 @@ impl WriteTxn<'_> {
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<bool, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "INSERT INTO users (user_id, password_hash, created_ts, admin)
-             VALUES (?1, ?2, ?3, NOT EXISTS (SELECT 1 FROM users)) ON CONFLICT DO NOTHING",
+            "INSERT INTO accounts (user_id, password_hash, created_ts, admin)
+             VALUES (?1, ?2, ?3, NOT EXISTS (SELECT 1 FROM accounts)) ON CONFLICT DO NOTHING",
         )?;
         Ok(statement.execute(params![user_id.as_str(), password_hash, column::millis(now)])? == 1)
     }
@@ -99,7 +99,7 @@ impl WriteTxn<'_> {
     pub fn set_password(&self, user_id: &UserId, password_hash: &str) -> Result<(), StoreError> {
         let mut statement = self
             .conn()
-            .prepare_cached("UPDATE users SET password_hash = ?2 WHERE user_id = ?1")?;
+            .prepare_cached("UPDATE accounts SET password_hash = ?2 WHERE user_id = ?1")?;
         statement.execute(params![user_id.as_str(), password_hash])?;
         Ok(())
     }
@@ -107,7 +107,7 @@ impl WriteTxn<'_> {
     /// Gives an account up for ever: no password, no devices.
     pub fn deactivate_user(&self, user_id: &UserId) -> Result<(), StoreError> {
         self.conn()
-            .prepare_cached("UPDATE users SET deactivated = 1, admin = 0, password_hash = NULL WHERE user_id = ?1")?
+            .prepare_cached("UPDATE accounts SET deactivated = 1, admin = 0, password_hash = NULL WHERE user_id = ?1")?
             .execute([user_id.as_str()])?;
         Ok(())
     }
@@ -116,7 +116,7 @@ impl WriteTxn<'_> {
     pub fn set_locked(&self, user_id: &UserId, locked: bool) -> Result<bool, StoreError> {
         let mut statement = self
             .conn()
-            .prepare_cached("UPDATE users SET locked = ?2 WHERE user_id = ?1 AND NOT deactivated")?;
+            .prepare_cached("UPDATE accounts SET locked = ?2 WHERE user_id = ?1 AND NOT deactivated")?;
         Ok(statement.execute(params![user_id.as_str(), locked])? == 1)
     }
 

@@ -103,7 +103,7 @@ impl ReadTxn<'_> {
     pub fn token(&self, hash: &TokenHash, kind: TokenKind) -> Result<Option<Token>, StoreError> {
         let mut statement = self.conn().prepare_cached(
             "SELECT t.user_id, t.device_id, t.generation, t.expires_ts, t.generation > d.confirmed, u.locked, d.last_seen_ts
-             FROM tokens t JOIN devices d USING (user_id, device_id) JOIN users u USING (user_id)
+             FROM tokens t JOIN devices d USING (user_id, device_id) JOIN accounts u USING (user_id)
              WHERE t.hash = ?1 AND t.kind = ?2",
         )?;
         let token = statement.query_row(params![hash, kind.column()], |row| {
