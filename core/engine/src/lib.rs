@@ -17,6 +17,7 @@ mod reader;
 mod receive;
 mod resolve;
 mod view;
+mod visibility;
 
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
@@ -28,3 +29,4 @@ pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap,
 pub use receive::{receive, receive_history, receive_outlier, receive_with_state};
 pub use resolve::resolve;
 pub use view::{RoomView, membership_of};
+pub use visibility::{Standing, is_visible};
