@@ -146,6 +146,24 @@ impl KeyDocument {
         sign(identity, 1, valid_until, &nodes, &BTreeMap::new())
     }
 
+    /// The document of an identity that was restored from its phrase, without the documents it had: its version is the
+    /// time in seconds, which is above any that was counted up from 1, so that it wins over them.
+    pub fn restored(
+        identity: &IdentityKey,
+        node: &NodePublicKey,
+        now: MilliSecondsSinceUnixEpoch,
+        valid_until: MilliSecondsSinceUnixEpoch,
+    ) -> Result<Self, DocumentError> {
+        let first = Self::new(identity, node, now, valid_until)?;
+        sign(
+            identity,
+            u64::from(now.as_secs()),
+            valid_until,
+            &first.nodes,
+            &first.old,
+        )
+    }
+
     /// Reads and verifies a document: size, shape, keys, key ids and the identity key's signature.
     pub fn parse(json: &[u8]) -> Result<Self, DocumentError> {
         if json.len() > Self::MAX_BYTES {
@@ -261,6 +279,11 @@ impl KeyDocument {
         self.nodes.iter()
     }
 
+    /// All key ids listed, current and revoked.
+    pub fn key_ids(&self) -> impl Iterator<Item = &OwnedServerSigningKeyId> {
+        self.nodes.keys().chain(self.old.keys())
+    }
+
     /// How the document lists a key id, if at all.
     pub fn status(&self, id: &OwnedServerSigningKeyId) -> Option<KeyStatus> {
         let current = self.nodes.get(id).copied().map(KeyStatus::Current);
@@ -279,8 +302,8 @@ impl KeyDocument {
 
     /// All keys that verify something signed at `at`, as ruma's verifying functions take them.
     pub fn public_key_set(&self, at: MilliSecondsSinceUnixEpoch) -> PublicKeySet {
-        let ids = self.nodes.keys().chain(self.old.keys());
-        ids.filter_map(|id| Some((id.to_string(), self.verifying_key(id, at)?.to_base64())))
+        self.key_ids()
+            .filter_map(|id| Some((id.to_string(), self.verifying_key(id, at)?.to_base64())))
             .collect()
     }
 
