@@ -10,6 +10,7 @@ mod client_txns;
 mod column;
 mod devices;
 mod directory;
+mod e2ee;
 mod error;
 mod migrations;
 mod outside;
@@ -22,6 +23,10 @@ pub use aliases::Alias;
 pub use client_txns::ClientTxn;
 pub use devices::{Device, NewToken, Token, TokenKind};
 pub use directory::KnownAddresses;
+pub use e2ee::{
+    BackedUpKey, CrossSigningRow, DehydratedDevice, DeviceListChanges, DeviceListPosition, DeviceRow, KeyBackup,
+    KeyChange, OneTimeKeyState, RemoteDeviceList, ToDeviceMessage,
+};
 pub use error::{OpenError, StoreError};
 pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};

@@ -1,29 +1,24 @@
 //! Which of two uploads of one room key a backup keeps. It never looks into the encrypted part.
 
-/// How good a backed-up room key is: the least is the best.
-///
-/// Client-server API, "Server-side key backups": a verified key beats an unverified one, then the lower first message
-/// index wins, then the lower count of forwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What decides how good a backed-up room key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoomKeyRank {
-    unverified: bool,
-    first_message_index: u64,
-    forwarded_count: u64,
+    /// Whether the device that backed the key up had verified the device that it is from.
+    pub is_verified: bool,
+    /// The first message that the key decrypts.
+    pub first_message_index: u64,
+    /// How many times devices passed the key on.
+    pub forwarded_count: u64,
 }
 
 impl RoomKeyRank {
-    /// The rank of a key with this metadata.
-    pub fn new(is_verified: bool, first_message_index: u64, forwarded_count: u64) -> Self {
-        Self {
-            unverified: !is_verified,
-            first_message_index,
-            forwarded_count,
-        }
-    }
-
     /// Whether a key of this rank takes the place of one that the backup has.
+    ///
+    /// Client-server API, "Server-side key backups": a verified key beats an unverified one, then the lower first message
+    /// index wins, then the lower count of forwards.
     pub fn replaces(self, kept: Self) -> bool {
-        self < kept
+        let order = |rank: Self| (!rank.is_verified, rank.first_message_index, rank.forwarded_count);
+        order(self) < order(kept)
     }
 }
 
@@ -33,7 +28,12 @@ mod tests {
 
     #[test]
     fn better_keys_replace_worse_ones() {
-        let kept = RoomKeyRank::new(false, 10, 5);
+        let rank = |(is_verified, first_message_index, forwarded_count)| RoomKeyRank {
+            is_verified,
+            first_message_index,
+            forwarded_count,
+        };
+        let kept = rank((false, 10, 5));
         for (upload, replaces) in [
             ((false, 10, 5), false),
             ((true, 99, 99), true),
@@ -42,11 +42,8 @@ mod tests {
             ((false, 10, 4), true),
             ((false, 10, 6), false),
         ] {
-            let (verified, index, forwards) = upload;
-            let rank = RoomKeyRank::new(verified, index, forwards);
-            assert_eq!(rank.replaces(kept), replaces, "{upload:?}");
+            assert_eq!(rank(upload).replaces(kept), replaces, "{upload:?}");
         }
-        let verified = RoomKeyRank::new(true, 10, 5);
-        assert!(!RoomKeyRank::new(false, 0, 0).replaces(verified));
+        assert!(!rank((false, 0, 0)).replaces(rank((true, 10, 5))));
     }
 }
