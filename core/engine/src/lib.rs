@@ -4,9 +4,11 @@
 //! through [`RoomReader`], which the store's transactions implement, and what must change comes back as values.
 
 mod auth;
+mod build;
 mod change;
 mod check;
 mod client_event;
+mod create;
 pub mod encryption;
 mod fields;
 mod filter;
@@ -19,9 +21,11 @@ mod resolve;
 mod view;
 mod visibility;
 
+pub use build::{BuildError, Draft, Signer, build_create, build_event, build_template};
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
 pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};
+pub use create::{CreateRoom, CreateRoomError, create_room};
 pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};

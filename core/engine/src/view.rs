@@ -187,6 +187,10 @@ impl<'a, R: RoomReader> RoomView<'a, R> {
         Ok(servers)
     }
 
+    pub(crate) fn is_same_state(&self, other: &Self) -> bool {
+        self.state == other.state
+    }
+
     pub(crate) fn stored(&self, key: &StateKey) -> Result<Option<StoredPdu>, RoomError<R::Error>> {
         match self.entry(key)? {
             Some(id) => Ok(Some(self.reader.event(&id)?.ok_or(RoomError::Lost(id))?)),
