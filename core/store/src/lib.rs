@@ -6,15 +6,23 @@
 
 mod accounts;
 mod aliases;
+mod cache;
 mod client_txns;
 mod column;
 mod devices;
 mod directory;
 mod e2ee;
 mod error;
+mod events;
+mod intern;
+mod members;
 mod migrations;
 mod outside;
+mod packed;
 mod pool;
+mod reader;
+mod rooms;
+mod state;
 mod txn;
 mod writer;
 
@@ -28,6 +36,10 @@ pub use e2ee::{
     KeyChange, OneTimeKeyState, RemoteDeviceList, ToDeviceMessage,
 };
 pub use error::{OpenError, StoreError};
+pub use events::{Direction, TimelineEvent};
+pub use members::{Member, RoomMembership};
 pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};
+pub use rooms::{CurrentStateChange, SavedEvent};
+pub use state::StateChange;
 pub use txn::{ReadTxn, Seq, WriteTxn};

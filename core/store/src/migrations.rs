@@ -5,6 +5,7 @@ use rusqlite_migration::{M, Migrations};
 /// Every step, oldest first. Until the first release a step may still be edited; afterwards only appended.
 const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/01_stream.sql")),
+    M::up(include_str!("../migrations/02_rooms.sql")),
     M::up(include_str!("../migrations/03_directory.sql")),
     M::up(include_str!("../migrations/04_accounts.sql")),
     M::up(include_str!("../migrations/05_e2ee.sql")),

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     OpenError, ReadTxn, Seq, StoreError, WriteTxn,
+    cache::Caches,
     migrations::{MIGRATIONS, known_version},
     writer::{self, Finished, Job},
 };
@@ -51,6 +52,7 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
+    caches: Arc<Caches>,
     committed: watch::Receiver<Seq>,
 }
 
@@ -79,10 +81,12 @@ impl Store {
             path: config.path.clone(),
             source,
         })?;
-        let seq = WriteTxn::new(&conn).last_seq().map_err(|error| OpenError::Damaged {
+        let damaged = |error: StoreError| OpenError::Damaged {
             path: config.path.clone(),
             reason: error.to_string(),
-        })?;
+        };
+        let caches = Arc::new(load_caches(&conn).map_err(|error| damaged(error.into()))?);
+        let seq = ReadTxn::new(&conn, &caches).last_seq().map_err(damaged)?;
 
         let mut readers = Vec::with_capacity(config.readers);
         for _ in 0..config.readers {
@@ -93,12 +97,13 @@ impl Store {
         }
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed_tx, committed) = watch::channel(seq);
-        let thread = writer::spawn(conn, queue, committed_tx).map_err(OpenError::Threads)?;
+        let thread = writer::spawn(conn, Arc::clone(&caches), queue, committed_tx).map_err(OpenError::Threads)?;
         let inner = Inner {
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(Some(thread)),
             reading: Semaphore::new(readers.len()),
             readers: Mutex::new(readers),
+            caches,
             committed,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -137,7 +142,7 @@ impl Store {
         let _place = self.inner.reading.acquire().await.map_err(|_| StoreError::Closed)?;
         let reading = tokio::task::spawn_blocking(move || {
             let conn = lock(&inner.readers).pop().ok_or(StoreError::Closed)?;
-            let result = snapshot(&conn, job);
+            let result = snapshot(&conn, &inner.caches, job);
             lock(&inner.readers).push(conn);
             result
         });
@@ -169,9 +174,22 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn snapshot<T, E: From<StoreError>>(conn: &Connection, job: impl FnOnce(&ReadTxn<'_>) -> Result<T, E>) -> Result<T, E> {
+fn snapshot<T, E: From<StoreError>>(
+    conn: &Connection,
+    caches: &Caches,
+    job: impl FnOnce(&ReadTxn<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     let txn = conn.unchecked_transaction().map_err(StoreError::from)?;
-    job(&ReadTxn::new(&txn))
+    job(&ReadTxn::new(&txn, caches))
+}
+
+/// Empty caches that give out numbers beyond those in the file.
+fn load_caches(conn: &Connection) -> rusqlite::Result<Caches> {
+    let last = |sql| conn.query_row(sql, [], |row| row.get(0));
+    Ok(Caches::new(
+        last("SELECT ifnull(max(event), 0) FROM events")?,
+        last("SELECT ifnull(max(state), 0) FROM states")?,
+    ))
 }
 
 fn configure(conn: &Connection, config: &StoreConfig) -> rusqlite::Result<()> {

@@ -4,7 +4,7 @@ use std::{marker::PhantomData, ops::Deref};
 
 use rusqlite::Connection;
 
-use crate::StoreError;
+use crate::{StoreError, cache::Caches};
 
 /// A position in the one stream of everything that happens in this store. Every row that a `/sync` may have to hand
 /// out carries the position at which it was written, so that a sync token is a single number.
@@ -14,11 +14,17 @@ pub struct Seq(pub i64);
 /// A consistent snapshot to read from.
 pub struct ReadTxn<'a> {
     conn: &'a Connection,
+    caches: &'a Caches,
 }
 
 impl<'a> ReadTxn<'a> {
-    pub(crate) fn new(conn: &'a Connection) -> Self {
-        Self { conn }
+    pub(crate) fn new(conn: &'a Connection, caches: &'a Caches) -> Self {
+        Self { conn, caches }
+    }
+
+    /// What all transactions remember.
+    pub(crate) fn caches(&self) -> &'a Caches {
+        self.caches
     }
 
     /// The connection; prepare with `prepare_cached`.
@@ -43,9 +49,9 @@ pub struct WriteTxn<'a> {
 }
 
 impl<'a> WriteTxn<'a> {
-    pub(crate) fn new(conn: &'a Connection) -> Self {
+    pub(crate) fn new(conn: &'a Connection, caches: &'a Caches) -> Self {
         Self {
-            read: ReadTxn::new(conn),
+            read: ReadTxn::new(conn, caches),
             _not_sync: PhantomData,
         }
     }

@@ -2,13 +2,14 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     thread,
 };
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
-use crate::{Seq, StoreError, WriteTxn};
+use crate::{Seq, StoreError, WriteTxn, cache::Caches};
 
 /// Jobs committed together at the most; one fsync serves them all.
 const GROUP: usize = 256;
@@ -25,6 +26,7 @@ pub(crate) struct Finished {
 /// Runs until every sender is gone, then checkpoints and closes the file.
 pub(crate) fn spawn(
     conn: Connection,
+    caches: Arc<Caches>,
     mut jobs: mpsc::Receiver<Job>,
     committed: watch::Sender<Seq>,
 ) -> std::io::Result<thread::JoinHandle<()>> {
@@ -38,7 +40,7 @@ pub(crate) fn spawn(
                     Err(_) => break,
                 }
             }
-            commit_group(&conn, &mut group, &committed);
+            commit_group(&conn, &caches, &mut group, &committed);
         }
         // Readers never checkpoint, so the log is folded into the file here, once, on the way out.
         if let Err(error) = conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
@@ -48,14 +50,14 @@ pub(crate) fn spawn(
 }
 
 /// Runs the jobs in one transaction, each in a savepoint of its own, and answers them after the commit.
-fn commit_group(conn: &Connection, group: &mut Vec<Job>, committed: &watch::Sender<Seq>) {
+fn commit_group(conn: &Connection, caches: &Caches, group: &mut Vec<Job>, committed: &watch::Sender<Seq>) {
     let mut answers = Vec::with_capacity(group.len());
     let outcome = (|| {
         conn.execute_batch("BEGIN IMMEDIATE")?;
         for job in group.drain(..) {
-            answers.push(run_job(conn, job)?);
+            answers.push(run_job(conn, caches, job)?);
         }
-        let seq = WriteTxn::new(conn).last_seq()?;
+        let seq = WriteTxn::new(conn, caches).last_seq()?;
         conn.execute_batch("COMMIT")?;
         Ok::<_, StoreError>(seq)
     })();
@@ -83,9 +85,9 @@ fn commit_group(conn: &Connection, group: &mut Vec<Job>, committed: &watch::Send
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// Runs one job in its savepoint. A job that panics is undone; its caller sees its channel close.
-fn run_job(conn: &Connection, job: Job) -> Result<Option<Answer>, StoreError> {
+fn run_job(conn: &Connection, caches: &Caches, job: Job) -> Result<Option<Answer>, StoreError> {
     conn.execute_batch("SAVEPOINT job")?;
-    let finished = catch_unwind(AssertUnwindSafe(|| job(&WriteTxn::new(conn))));
+    let finished = catch_unwind(AssertUnwindSafe(|| job(&WriteTxn::new(conn, caches))));
     if !matches!(&finished, Ok(finished) if finished.keep) {
         conn.execute_batch("ROLLBACK TO job")?;
     }

@@ -1,0 +1,468 @@
+//! The store's rooms answer as rooms in memory do, after the same changes, whatever these are.
+
+use std::collections::BTreeMap;
+
+use kith_engine::{
+    Applied, CurrentState, EventStatus, NewState, Pdu, Redaction, RoomReader, StateId, StateKey, StateMap,
+};
+use kith_store::{Direction, ReadTxn, Seq, Store, StoreConfig, StoreError};
+use proptest::prelude::*;
+use ruma::{
+    CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomVersionId, UserId,
+    canonical_json::redact,
+    events::{StateEventType, room::member::MembershipState},
+    owned_room_id,
+};
+use serde_json::json;
+
+use crate::model::Model;
+
+/// One change, told so that both sides can make it. Numbers choose among what is there, modulo how much there is.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A message on all extremities.
+    Message,
+    /// A state event on all extremities.
+    State(Change),
+    /// A state event on one older event; the current state becomes a mixture.
+    Fork { on: usize, change: Change, keep: u8 },
+    /// A state that is told whole, as after a resolution that undid things.
+    Reset { keep: u8 },
+    /// An event whose checks failed.
+    Refused { soft: bool, change: Change },
+    /// An event of which only itself is known.
+    Outlier,
+    /// An outlier takes its place in the timeline.
+    Settle { which: usize },
+    /// An event upon one that is not held.
+    Gap,
+    /// The event that a gap lacked arrives as history.
+    Fill { which: usize },
+    /// An event is redacted.
+    Redact { which: usize },
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Member { user: u8, membership: u8 },
+    Topic { key: u8 },
+}
+
+fn changes() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (0..12u8, 0..4u8).prop_map(|(user, membership)| Change::Member { user, membership }),
+        1 => (0..6u8).prop_map(|key| Change::Topic { key }),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Message),
+        8 => changes().prop_map(Step::State),
+        3 => (any::<usize>(), changes(), any::<u8>()).prop_map(|(on, change, keep)| Step::Fork { on, change, keep }),
+        1 => any::<u8>().prop_map(|keep| Step::Reset { keep }),
+        2 => (any::<bool>(), changes()).prop_map(|(soft, change)| Step::Refused { soft, change }),
+        1 => Just(Step::Outlier),
+        1 => any::<usize>().prop_map(|which| Step::Settle { which }),
+        1 => Just(Step::Gap),
+        1 => any::<usize>().prop_map(|which| Step::Fill { which }),
+        2 => any::<usize>().prop_map(|which| Step::Redact { which }),
+    ]
+}
+
+/// What the test knows of the room beside the two readers.
+#[derive(Default)]
+struct Script {
+    count: u64,
+    in_graph: Vec<OwnedEventId>,
+    outliers: Vec<Pdu>,
+    absent: Vec<Pdu>,
+}
+
+fn room() -> ruma::OwnedRoomId {
+    owned_room_id!("!room:a.example")
+}
+
+fn user(number: u8) -> OwnedUserId {
+    UserId::parse(format!("@u{number}:s{}.example", number % 3)).unwrap()
+}
+
+impl Script {
+    fn pdu(&mut self, kind: &str, state_key: Option<String>, content: serde_json::Value, prev: &[OwnedEventId]) -> Pdu {
+        self.count += 1;
+        let auth: Vec<_> = self.in_graph.iter().rev().step_by(3).take(3).collect();
+        let mut event = json!({
+            "type": kind, "room_id": room(), "sender": user(1), "content": content, "prev_events": prev,
+            "auth_events": auth, "depth": self.count, "origin_server_ts": 1000 + self.count, "hashes": {"sha256": ""},
+        });
+        if let Some(state_key) = state_key {
+            event["state_key"] = state_key.into();
+        }
+        let object: CanonicalJsonObject = serde_json::from_value(event).unwrap();
+        Pdu::from_json(&object, &RoomVersionId::V12).unwrap()
+    }
+
+    fn state_pdu(&mut self, change: &Change, prev: &[OwnedEventId]) -> Pdu {
+        match change {
+            Change::Member {
+                user: number,
+                membership,
+            } => {
+                let membership = ["join", "leave", "ban", "invite"][usize::from(*membership)];
+                let content = json!({"membership": membership});
+                self.pdu("m.room.member", Some(user(*number).to_string()), content, prev)
+            }
+            Change::Topic { key } => self.pdu("m.room.topic", Some(format!("k{key}")), json!({"topic": "x"}), prev),
+        }
+    }
+}
+
+/// The parts of a step that do not depend on who makes it.
+struct Plan {
+    pdu: Pdu,
+    on: Option<OwnedEventId>,
+    status: EventStatus,
+    outlier: bool,
+    history: bool,
+    withheld: bool,
+    keep: Option<u8>,
+    redacts: Option<OwnedEventId>,
+}
+
+impl Plan {
+    fn new(pdu: Pdu, on: Option<OwnedEventId>) -> Self {
+        Self {
+            pdu,
+            on,
+            status: EventStatus::Accepted,
+            outlier: false,
+            history: false,
+            withheld: false,
+            keep: None,
+            redacts: None,
+        }
+    }
+
+    /// Makes the change as one reader sees the room.
+    fn change<R: RoomReader>(&self, reader: &R) -> Result<Applied, R::Error> {
+        let room = room();
+        let before = match &self.on {
+            Some(on) => reader.state_after(on)?.map(NewState::Same),
+            None if self.outlier || self.history => None,
+            None => Some(match reader.current_state(&room)? {
+                Some(current) => NewState::Same(current),
+                None => NewState::Full(StateMap::new()),
+            }),
+        };
+        let sets = (self.status != EventStatus::Rejected && before.is_some())
+            .then(|| self.pdu.state_entry())
+            .flatten();
+        let in_graph = self.status == EventStatus::Accepted && !self.outlier;
+        let mut extremities = None;
+        if in_graph && !self.history {
+            let mut now = reader.forward_extremities(&room)?;
+            now.retain(|id| !self.pdu.prev_events().contains(id));
+            if !reader.has_successor(self.pdu.event_id())? {
+                now.push(self.pdu.event_id().to_owned());
+            }
+            extremities = Some(now);
+        }
+        let current_state = match self.keep {
+            Some(keep) => CurrentState::New(NewState::Full(self.mixture(reader, keep)?)),
+            None if in_graph && !self.history => CurrentState::AfterEvent,
+            None => CurrentState::Unchanged,
+        };
+        let mut redactions: Vec<Redaction> = reader
+            .redactions_of(self.pdu.event_id())?
+            .into_iter()
+            .take(usize::from(!self.outlier))
+            .map(|by| Redaction {
+                target: self.pdu.event_id().to_owned(),
+                by,
+            })
+            .collect();
+        redactions.extend(self.redacts.clone().map(|target| Redaction {
+            target,
+            by: self.pdu.event_id().to_owned(),
+        }));
+        Ok(Applied {
+            pdu: self.pdu.clone(),
+            version: RoomVersionId::V12,
+            status: self.status,
+            reason: None,
+            outlier: self.outlier,
+            history: self.history,
+            withheld: self.withheld,
+            state_before: before,
+            sets,
+            current_state,
+            forward_extremities: extremities,
+            redactions,
+        })
+    }
+
+    /// The current state without some of its entries, and with what the event sets.
+    fn mixture<R: RoomReader>(&self, reader: &R, keep: u8) -> Result<StateMap, R::Error> {
+        let mut map = match reader.current_state(&room())? {
+            Some(current) => (*reader.full_state(current)?).clone(),
+            None => StateMap::new(),
+        };
+        map.retain(|key, _| key.1.len() > 3 || !usize::from(keep).is_multiple_of(key.1.len() + 1));
+        let mut number = 0u8;
+        map.retain(|_, _| {
+            number = number.wrapping_add(keep | 1);
+            !number.is_multiple_of(7)
+        });
+        if let Some(key) = self.pdu.state_entry() {
+            map.insert(key, self.pdu.event_id().to_owned());
+        }
+        Ok(map)
+    }
+}
+
+/// Turns a step into a plan; none where there is nothing to choose from.
+fn plan(step: &Step, script: &mut Script, model: &Model) -> Option<Plan> {
+    let extremities = model.extremities.clone();
+    let pick = |list: &[OwnedEventId], which: usize| (!list.is_empty()).then(|| list[which % list.len()].clone());
+    Some(match step {
+        Step::Message => Plan::new(
+            script.pdu("m.room.message", None, json!({"body": "hi"}), &extremities),
+            None,
+        ),
+        Step::State(change) => Plan::new(script.state_pdu(change, &extremities), None),
+        Step::Fork { on, change, keep } => {
+            let on = pick(&script.in_graph, *on).filter(|on| model.state_after(on).unwrap().is_some())?;
+            let pdu = script.state_pdu(change, std::slice::from_ref(&on));
+            Plan {
+                keep: Some(*keep),
+                ..Plan::new(pdu, Some(on))
+            }
+        }
+        Step::Reset { keep } => {
+            let pdu = script.pdu("m.room.message", None, json!({}), &extremities);
+            Plan {
+                keep: Some(*keep),
+                ..Plan::new(pdu, None)
+            }
+        }
+        Step::Refused { soft, change } => {
+            let status = if *soft {
+                EventStatus::SoftFailed
+            } else {
+                EventStatus::Rejected
+            };
+            Plan {
+                status,
+                ..Plan::new(script.state_pdu(change, &extremities), None)
+            }
+        }
+        Step::Outlier => {
+            let pdu = script.state_pdu(&Change::Topic { key: 9 }, &extremities);
+            script.outliers.push(pdu.clone());
+            Plan {
+                outlier: true,
+                ..Plan::new(pdu, None)
+            }
+        }
+        Step::Settle { which } => {
+            let count = script.outliers.len();
+            let pdu = (count > 0).then(|| script.outliers.swap_remove(which % count))?;
+            Plan::new(pdu, None)
+        }
+        Step::Gap => {
+            let absent = script.pdu("m.room.message", None, json!({"body": "late"}), &[]);
+            let pdu = script.pdu(
+                "m.room.message",
+                None,
+                json!({"body": "after"}),
+                &[absent.event_id().to_owned()],
+            );
+            script.absent.push(absent);
+            Plan::new(pdu, None)
+        }
+        Step::Fill { which } => {
+            let count = script.absent.len();
+            let pdu = (count > 0).then(|| script.absent.swap_remove(which % count))?;
+            Plan {
+                history: true,
+                ..Plan::new(pdu, None)
+            }
+        }
+        Step::Redact { which } => {
+            let mut targets = script.in_graph.clone();
+            targets.extend(script.absent.iter().map(|pdu| pdu.event_id().to_owned()));
+            let target = pick(&targets, *which)?;
+            let held = model.has_event(&target).unwrap();
+            let pdu = script.pdu("m.room.redaction", None, json!({"redacts": target}), &extremities);
+            Plan {
+                withheld: !held,
+                redacts: held.then_some(target),
+                ..Plan::new(pdu, None)
+            }
+        }
+    })
+}
+
+/// Compares everything that can be asked.
+fn compare(txn: &ReadTxn<'_>, model: &Model, script: &Script) -> Result<(), StoreError> {
+    let room = room();
+    let states = |store: Option<StateId>, plain: Option<StateId>| -> Result<(), StoreError> {
+        assert_eq!(store.is_some(), plain.is_some());
+        if let (Some(store), Some(plain)) = (store, plain) {
+            let map = model.full_state(plain).unwrap();
+            // Single entries first: reading the whole state would fill the caches that they are looked up in.
+            for number in 0..12 {
+                let key: StateKey = (StateEventType::RoomMember, user(number).to_string());
+                assert_eq!(txn.state_entry(store, &key)?, map.get(&key).cloned());
+            }
+            assert_eq!(txn.full_state(store)?, map);
+        }
+        Ok(())
+    };
+    let sorted = |mut ids: Vec<OwnedEventId>| {
+        ids.sort();
+        ids
+    };
+    assert_eq!(
+        sorted(txn.forward_extremities(&room)?),
+        sorted(model.extremities.clone())
+    );
+    states(txn.current_state(&room)?, model.current)?;
+    states(txn.state_at(&room, txn.last_seq()?)?, model.current)?;
+    for (id, kept) in &model.events {
+        let store = txn.event(id)?.unwrap();
+        let plain = model.event(id).unwrap().unwrap();
+        assert_eq!((store.status, store.outlier), (plain.status, plain.outlier));
+        let json = if kept.redacted_by.is_some() {
+            let rules = RoomVersionId::V12.rules().unwrap().redaction;
+            serde_json::to_string(&redact(plain.pdu.to_object().unwrap(), &rules, None).unwrap()).unwrap()
+        } else {
+            plain.pdu.json().to_owned()
+        };
+        assert_eq!(store.pdu.json(), json);
+        assert_eq!(txn.redacted_by(id)?, kept.redacted_by);
+        states(txn.state_before(id)?, model.state_before(id).unwrap())?;
+        states(txn.state_after(id)?, model.state_after(id).unwrap())?;
+        assert_eq!(txn.has_successor(id)?, model.has_successor(id).unwrap(), "{id}");
+    }
+    for pdu in &script.absent {
+        let id = pdu.event_id();
+        assert!(!txn.has_event(id)? && txn.event(id)?.is_none());
+        assert_eq!(txn.has_successor(id)?, model.has_successor(id).unwrap());
+        assert_eq!(txn.redactions_of(id)?, model.redactions_of(id).unwrap());
+    }
+    assert_eq!(
+        txn.auth_chain(&model.extremities)?,
+        model.auth_chain(&model.extremities).unwrap()
+    );
+
+    let forward = txn.timeline(&room, Seq(i64::MIN), Direction::Forward, usize::MAX)?;
+    let ids: Vec<_> = forward.iter().map(|event| event.pdu.event_id().to_owned()).collect();
+    assert_eq!(ids, model.timeline);
+    let mut backward = txn.timeline(&room, Seq(i64::MAX), Direction::Backward, usize::MAX)?;
+    backward.reverse();
+    assert_eq!(
+        backward.iter().map(|event| event.stream).collect::<Vec<_>>(),
+        forward.iter().map(|event| event.stream).collect::<Vec<_>>()
+    );
+    compare_members(txn, model)?;
+
+    let absent: Vec<_> = sorted(script.absent.iter().map(|pdu| pdu.event_id().to_owned()).collect());
+    let mut missing: Vec<_> = txn
+        .backward_extremities(&room)?
+        .into_iter()
+        .map(|(missing, _)| missing)
+        .collect();
+    missing.sort();
+    assert_eq!(missing, absent);
+    Ok(())
+}
+
+fn compare_members(txn: &ReadTxn<'_>, model: &Model) -> Result<(), StoreError> {
+    let room = room();
+    let Some(current) = model.current else {
+        return Ok(());
+    };
+    let mut joined_servers = BTreeMap::new();
+    let mut joined = 0;
+    for number in 0..12 {
+        let user = user(number);
+        let key = (StateEventType::RoomMember, user.to_string());
+        let event = model.state_entry(current, &key).unwrap();
+        let membership = event.as_ref().map_or(MembershipState::Leave, |id| {
+            let content: serde_json::Value = model.event(id).unwrap().unwrap().pdu.content_as().unwrap();
+            serde_json::from_value(content["membership"].clone()).unwrap()
+        });
+        assert_eq!(txn.membership(&room, &user)?, membership);
+        assert_eq!(txn.member(&room, &user)?.map(|member| member.event_id), event);
+        if membership == MembershipState::Join {
+            joined += 1;
+            *joined_servers.entry(user.server_name().to_owned()).or_insert(0) += 1;
+        }
+        let rooms = txn.rooms_of(&user, &[MembershipState::Join, MembershipState::Invite])?;
+        let counted = matches!(membership, MembershipState::Join | MembershipState::Invite);
+        assert_eq!(rooms.len(), usize::from(counted && event.is_some()));
+    }
+    assert_eq!(txn.members(&room, &[MembershipState::Join])?.len(), joined);
+    assert_eq!(txn.member_count(&room, &MembershipState::Join)?, joined as u64);
+    let mut servers = txn.joined_servers(&room)?;
+    servers.sort();
+    assert_eq!(servers, joined_servers.into_keys().collect::<Vec<_>>());
+    Ok(())
+}
+
+fn play(steps: &[Step], reopen_at: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = StoreConfig::new(folder.path().join("kith.db"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut store = Store::open(&config).unwrap();
+        let (mut model, mut script) = (Model::default(), Script::default());
+        for (number, step) in steps.iter().enumerate() {
+            let Some(plan) = plan(step, &mut script, &model) else {
+                continue;
+            };
+            let applied = plan.change(&model).unwrap();
+            model.save(&applied);
+            if plan.status == EventStatus::Accepted && !plan.outlier {
+                script.in_graph.push(plan.pdu.event_id().to_owned());
+            }
+            store
+                .write(move |txn| txn.save_event(&plan.change(&**txn)?))
+                .await
+                .unwrap();
+            if number == reopen_at {
+                store.close().await;
+                store = Store::open(&config).unwrap();
+            }
+        }
+        store.read(move |txn| compare(txn, &model, &script)).await.unwrap();
+        store.close().await;
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn the_store_answers_as_memory_does(steps in prop::collection::vec(steps(), 1..120), reopen_at in 0..120usize) {
+        play(&steps, reopen_at);
+    }
+}
+
+/// Longer than a chain of deltas may get.
+#[test]
+fn long_chains_of_changes_stay_readable() {
+    let steps: Vec<Step> = (0..400u32)
+        .map(|number| {
+            Step::State(Change::Member {
+                user: (number % 11) as u8,
+                membership: (number % 4) as u8,
+            })
+        })
+        .collect();
+    play(&steps, 200);
+}
