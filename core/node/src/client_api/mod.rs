@@ -6,6 +6,7 @@ mod device;
 mod discovery;
 mod endpoint;
 mod error;
+mod key_backup;
 mod session;
 
 pub use crate::homeserver::Session;
@@ -23,5 +24,6 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = session::routes(router);
     let router = account::routes(router);
     let router = device::routes(router);
+    let router = key_backup::routes(router);
     router.with_state(homeserver)
 }

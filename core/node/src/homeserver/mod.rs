@@ -2,9 +2,11 @@
 
 pub mod accounts;
 mod context;
+pub mod key_backup;
 
 pub use accounts::{Accounts, Session};
 pub use context::Context;
+pub use key_backup::KeyBackups;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,14 +23,21 @@ pub struct Services {
     pub context: Context,
     /// Users, devices and sessions.
     pub accounts: Accounts,
+    /// Backups of room keys.
+    pub key_backups: KeyBackups,
 }
 
 impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
         let accounts = Accounts::new(context.clone());
+        let key_backups = KeyBackups::new(context.clone());
         Self {
-            services: Arc::new(Services { context, accounts }),
+            services: Arc::new(Services {
+                context,
+                accounts,
+                key_backups,
+            }),
         }
     }
 }
