@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod keystore;
 pub mod network;
 
 pub mod client_api;
