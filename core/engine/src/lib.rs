@@ -10,14 +10,18 @@ mod check;
 mod client_event;
 mod create;
 pub mod encryption;
+mod fetch;
 mod fields;
 mod filter;
+mod handshake;
+mod import;
 pub mod json;
 pub mod limits;
 mod pdu;
 mod reader;
 mod receive;
 mod resolve;
+mod stripped;
 mod view;
 mod visibility;
 
@@ -26,11 +30,18 @@ pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
 pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};
 pub use create::{CreateRoom, CreateRoomError, create_room};
+pub use fetch::{Fetch, Gap, backoff};
 pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
+pub use handshake::{
+    Expected, HandshakeError, JoinGrant, accept_invite, build_on_template, check_membership, join_grant,
+    membership_template, take_signature,
+};
+pub use import::{ImportError, import_room, oldest_first};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
 pub use receive::{receive, receive_history, receive_outlier, receive_with_state};
 pub use resolve::resolve;
+pub use stripped::{STRIPPED_TYPES, prune_stripped_state, stripped_state};
 pub use view::{RoomView, membership_of};
-pub use visibility::{Standing, is_visible};
+pub use visibility::{Standing, Viewer, is_visible, visible_to};

@@ -20,9 +20,6 @@ pub const MAX_AUTH_EVENTS: usize = 10;
 /// Forward extremities that an event of ours names. Fewer than allowed, so that the event stays small.
 pub const OWN_PREV_EVENTS: usize = 10;
 
-/// More forward extremities than this are worth joining with an event that says nothing else.
-pub const JOIN_EXTREMITIES_ABOVE: usize = 10;
-
 /// Largest `depth` that canonical JSON can hold; deeper events stay at it.
 pub const MAX_DEPTH: u64 = (1 << 53) - 1;
 

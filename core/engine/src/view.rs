@@ -187,6 +187,14 @@ impl<'a, R: RoomReader> RoomView<'a, R> {
         Ok(servers)
     }
 
+    /// The state before an event; none for outliers and events that are not held.
+    pub fn before(&self, pdu: &Pdu) -> Result<Option<Self>, RoomError<R::Error>> {
+        match self.reader.state_before(pdu.event_id())? {
+            Some(state) => Self::at(self.reader, &self.room, state),
+            None => Ok(None),
+        }
+    }
+
     pub(crate) fn is_same_state(&self, other: &Self) -> bool {
         self.state == other.state
     }

@@ -1,16 +1,16 @@
-//! Which events a user may read. It does not decide who may ask about a room at all.
+//! Which events a user or another server may read. It does not decide who may ask about a room at all.
 //!
 //! Client-server API, "Room history visibility".
 
 use ruma::{
-    RoomId, UserId,
+    RoomId, ServerName, UserId,
     events::{
-        TimelineEventType,
+        StateEventType, TimelineEventType,
         room::{history_visibility::HistoryVisibility, member::MembershipState},
     },
 };
 
-use crate::{Pdu, RoomError, RoomReader, RoomView, StateId};
+use crate::{Pdu, RoomError, RoomReader, RoomView, StateId, membership_of};
 
 /// What one state of a room says that bears on what one user may read of it. Many events share a state: keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,113 @@ pub fn is_visible(pdu: &Pdu, user: &UserId, before: &Standing, after: &Standing,
     let decides = pdu.is_state(&TimelineEventType::RoomHistoryVisibility, "")
         || pdu.is_state(&TimelineEventType::RoomMember, user.as_str());
     after.allows(joined_later) || (decides && before.allows(joined_later))
+}
+
+/// Who wants to read.
+#[derive(Debug, Clone, Copy)]
+pub enum Viewer<'a> {
+    /// A user of this server.
+    User(&'a UserId),
+    /// Another server, for its users. That it is in the room at all is for the caller to see to.
+    Server(&'a ServerName),
+}
+
+/// Whether the viewer may read one event that is held; [`is_visible`] with everything it needs read for it. Rejected
+/// events, soft-failed ones and outliers are for nobody, and not for this function.
+pub fn visible_to<R: RoomReader>(reader: &R, viewer: Viewer<'_>, pdu: &Pdu) -> Result<bool, RoomError<R::Error>> {
+    let room = pdu.room_id();
+    let Some(current) = RoomView::current(reader, room)? else {
+        return Ok(false);
+    };
+    let states = (
+        reader.state_before(pdu.event_id())?,
+        reader.state_after(pdu.event_id())?,
+    );
+    let (Some(before), Some(after)) = states else {
+        // History whose state nobody could tell: where today's visibility hides the past, it stays hidden.
+        let visibility = current.history_visibility()?;
+        return match viewer {
+            _ if visibility == HistoryVisibility::WorldReadable => Ok(true),
+            _ if visibility != HistoryVisibility::Shared => Ok(false),
+            Viewer::User(user) => joined_later(&current, user, pdu),
+            Viewer::Server(_) => Ok(true),
+        };
+    };
+    match viewer {
+        Viewer::User(user) => {
+            let before = Standing::of(reader, room, before, user)?;
+            let after = Standing::of(reader, room, after, user)?;
+            let (Some(before), Some(after)) = (before, after) else {
+                return Ok(false);
+            };
+            Ok(is_visible(
+                pdu,
+                user,
+                &before,
+                &after,
+                joined_later(&current, user, pdu)?,
+            ))
+        }
+        Viewer::Server(server) => {
+            let user = pdu.state_key().and_then(|key| <&UserId>::try_from(key).ok());
+            let own =
+                *pdu.kind() == TimelineEventType::RoomMember && user.is_some_and(|user| user.server_name() == server);
+            let decides = own || pdu.is_state(&TimelineEventType::RoomHistoryVisibility, "");
+            for state in [Some(after), decides.then_some(before)].into_iter().flatten() {
+                if let Some(view) = RoomView::at(reader, room, state)?
+                    && server_may_read(&view, server)?
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Whether the user was in the room at some time after the event: is in it, or left it from a join further down the
+/// room than the event stands.
+fn joined_later<R: RoomReader>(
+    current: &RoomView<'_, R>,
+    user: &UserId,
+    pdu: &Pdu,
+) -> Result<bool, RoomError<R::Error>> {
+    let Some(member) = current.event(StateEventType::RoomMember, user.as_str())? else {
+        return Ok(false);
+    };
+    match membership_of(&member) {
+        Some(MembershipState::Join) => Ok(true),
+        Some(MembershipState::Leave | MembershipState::Ban) if member.depth() > pdu.depth() => {
+            match current.before(&member)? {
+                Some(before) => Ok(before.membership(user)? == MembershipState::Join),
+                None => Ok(false),
+            }
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whether some user of that server may read what was said in this state.
+fn server_may_read<R: RoomReader>(view: &RoomView<'_, R>, server: &ServerName) -> Result<bool, RoomError<R::Error>> {
+    let visibility = view.history_visibility()?;
+    if matches!(visibility, HistoryVisibility::WorldReadable | HistoryVisibility::Shared) {
+        return Ok(true);
+    }
+    for (kind, state_key) in view.entries()?.into_keys() {
+        let Ok(user) = UserId::parse(&state_key) else {
+            continue;
+        };
+        if kind == StateEventType::RoomMember && user.server_name() == server {
+            let standing = Standing {
+                visibility: visibility.clone(),
+                membership: view.membership(&user)?,
+            };
+            if standing.allows(false) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
