@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Reaches other nodes by server name: libp2p connections, proved with a hello, carrying HTTP/2 requests both ways.
+//! Moves bytes between peers and knows no room, no event and no database.
+//!
+//! [`Net::start`] gives a cheap handle. What comes in goes to an [`InboundService`]; what is known about other servers
+//! comes from, and is kept by, a [`Directory`].
+
+mod address;
+mod book;
+mod client;
+mod config;
+mod directory;
+mod error;
+mod hello;
+mod net;
+mod owner;
+mod peers;
+pub mod relay;
+mod server;
+mod session;
+mod streams;
+mod swarm;
+
+pub use address::{circuit_address, split_peer_id};
+pub use config::{ConnectionLimits, NetConfig, RequestLimits, Timing};
+pub use directory::{Directory, DirectoryError, PeerAddresses};
+pub use error::{Break, RequestError, StartError};
+pub use libp2p::{Multiaddr, PeerId};
+pub use net::Net;
+pub use peers::{ConnectionInfo, PeerEvent, PeerInfo};
+pub use server::{Body, BoxError, InboundService};

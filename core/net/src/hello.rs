@@ -1,0 +1,185 @@
+//! `/kith/hello/1` (`protocol.md` section 2): both sides of a fresh connection prove which server they belong to. Runs on
+//! one stream, which the dialler opens; carries no request.
+//!
+//! Each side sends its hello at once. Whoever lacks the other's key document, or holds an older one than the hello names,
+//! asks for it on the same stream; whoever is satisfied says so. It is over when both have said so: one round trip between
+//! nodes that know each other. A frame is two bytes of length, big-endian, and a CBOR message.
+
+use std::{io, sync::Arc};
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use kith_identity::{DocumentError, Hello, HelloError, KeyDocument, NodeKey, PublicKey, cbor};
+use libp2p::PeerId;
+use ruma::OwnedServerName;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::{Directory, DirectoryError};
+
+/// Bytes of a message: the largest document, and its frame in CBOR.
+const MAX_MESSAGE: usize = KeyDocument::MAX_BYTES + 64;
+
+/// What goes over the stream.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    /// An encoded [`Hello`].
+    Hello(ByteBuf),
+    /// "I lack the key document that your hello names."
+    Want,
+    /// A key document, as canonical JSON.
+    Document(ByteBuf),
+    /// "I believe your hello."
+    Accepted,
+}
+
+/// Why a hello was not believed, or not heard to the end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HelloFault {
+    #[error("the stream ended before the hello did")]
+    Stream(#[from] io::Error),
+    #[error("a message of {0} bytes, of {MAX_MESSAGE} allowed")]
+    TooLarge(usize),
+    #[error("a malformed message")]
+    Encoding(#[from] cbor::CborError),
+    #[error("a message out of turn")]
+    OutOfTurn,
+    #[error("the hello does not hold")]
+    Hello(#[from] HelloError),
+    #[error("the key document does not hold")]
+    Document(#[from] DocumentError),
+    #[error("our own directory failed")]
+    Directory(#[from] DirectoryError),
+}
+
+/// Who the peer proved to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Verified {
+    pub(crate) server_name: OwnedServerName,
+    pub(crate) node_key: PublicKey,
+}
+
+/// What our side brings to every hello.
+pub(crate) struct OwnSide {
+    pub(crate) peer_id: PeerId,
+    pub(crate) node_key: Arc<NodeKey>,
+    pub(crate) directory: Arc<dyn Directory>,
+}
+
+impl OwnSide {
+    /// Presents ours, and hears and checks the peer's. Both sides run this; who opened the stream makes no difference.
+    pub(crate) async fn exchange<S>(&self, mut stream: S, peer: PeerId) -> Result<Verified, HelloFault>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let document = self.directory.own_document().await?;
+        let hello = Hello::sign(
+            &document,
+            &self.node_key,
+            &self.peer_id.to_bytes(),
+            &peer.to_bytes(),
+            self.directory.now(),
+        )?;
+        send(&mut stream, &Message::Hello(ByteBuf::from(hello.encode()?))).await?;
+
+        let mut heard = Heard::Nothing;
+        let (mut believed, mut document_sent) = (false, false);
+        loop {
+            let next = match receive(&mut stream).await? {
+                Message::Hello(bytes) if matches!(heard, Heard::Nothing) => self.judge(&bytes, peer).await?,
+                Message::Document(json) => match heard {
+                    Heard::Undecided(hello) => Heard::Verified(self.judge_document(&hello, &json, peer).await?),
+                    _ => return Err(HelloFault::OutOfTurn),
+                },
+                Message::Want if !document_sent => {
+                    document_sent = true;
+                    let json = document.to_json().into_bytes();
+                    send(&mut stream, &Message::Document(ByteBuf::from(json))).await?;
+                    continue;
+                }
+                Message::Accepted if !believed => {
+                    believed = true;
+                    match heard {
+                        Heard::Verified(verified) => return finish(stream, verified).await,
+                        _ => continue,
+                    }
+                }
+                _ => return Err(HelloFault::OutOfTurn),
+            };
+            heard = next;
+            match &heard {
+                Heard::Undecided(_) => send(&mut stream, &Message::Want).await?,
+                _ => send(&mut stream, &Message::Accepted).await?,
+            }
+            if let (true, Heard::Verified(verified)) = (believed, &heard) {
+                return finish(stream, verified.clone()).await;
+            }
+        }
+    }
+
+    /// Judges a hello by the document that we hold, if it is new enough.
+    async fn judge(&self, bytes: &[u8], peer: PeerId) -> Result<Heard, HelloFault> {
+        let hello = Hello::decode(bytes)?;
+        let now = self.directory.now();
+        hello.verify_signature(&peer.to_bytes(), &self.peer_id.to_bytes(), now)?;
+        let Some(held) = self.directory.document(&hello.server_name()).await? else {
+            return Ok(Heard::Undecided(Box::new(hello)));
+        };
+        match hello.verify(&held, &peer.to_bytes(), &self.peer_id.to_bytes(), now) {
+            Ok(()) => Ok(Heard::Verified(verified(&hello))),
+            Err(HelloError::DocumentNeeded { .. }) => Ok(Heard::Undecided(Box::new(hello))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Judges a hello by the document that the peer supplied, and keeps the document when all is well.
+    async fn judge_document(&self, hello: &Hello, json: &[u8], peer: PeerId) -> Result<Verified, HelloFault> {
+        let document = KeyDocument::parse(json)?;
+        let now = self.directory.now();
+        hello.verify(&document, &peer.to_bytes(), &self.peer_id.to_bytes(), now)?;
+        self.directory.keep_document(document).await?;
+        Ok(verified(hello))
+    }
+}
+
+/// How far the peer's side has come.
+enum Heard {
+    Nothing,
+    /// The signature holds; the document to judge it by is awaited.
+    Undecided(Box<Hello>),
+    Verified(Verified),
+}
+
+fn verified(hello: &Hello) -> Verified {
+    Verified {
+        server_name: hello.server_name(),
+        node_key: hello.node_key,
+    }
+}
+
+async fn finish<S: AsyncWrite + Unpin>(mut stream: S, verified: Verified) -> Result<Verified, HelloFault> {
+    stream.close().await?;
+    Ok(verified)
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &Message) -> Result<(), HelloFault> {
+    let body = cbor::to_vec(message)?;
+    let length = u16::try_from(body.len()).map_err(|_| HelloFault::TooLarge(body.len()))?;
+    let mut frame = Vec::with_capacity(body.len() + 2);
+    frame.extend(length.to_be_bytes());
+    frame.extend(body);
+    stream.write_all(&frame).await?;
+    Ok(stream.flush().await?)
+}
+
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Message, HelloFault> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).await?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > MAX_MESSAGE {
+        return Err(HelloFault::TooLarge(length));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(cbor::from_slice(&body, MAX_MESSAGE)?)
+}

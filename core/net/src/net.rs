@@ -1,0 +1,271 @@
+//! The handle that the rest of the node holds. Cheap to clone; everything happens in the owner task and the sessions.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use libp2p::{Multiaddr, PeerId, identity::Keypair};
+use ruma::{OwnedServerName, ServerName};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Break, NetConfig, PeerEvent, PeerInfo, RequestError, RequestLimits, StartError,
+    address::{circuit_address, sort_for_ticket, split_peer_id},
+    client::ExchangeError,
+    hello::OwnSide,
+    owner::{Channels, Command, Listening, Owner},
+    peers::{Peer, Peers, lock},
+    session::{REPORT_QUEUE, Shared},
+    swarm,
+};
+
+/// Commands that the owner has not read yet.
+const COMMAND_QUEUE: usize = 256;
+
+/// Connections that one request tries, one after another, as long as nothing was sent.
+const MAX_TRIES: usize = 4;
+
+/// Why our own key document cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum OwnDocumentError {
+    #[error("it belongs to {0}")]
+    OtherServer(OwnedServerName),
+    #[error("it does not list this node's key")]
+    OtherNode,
+}
+
+/// The network of a running node. Dropping the last handle stops it at once; [`Net::shutdown`] stops it in good order.
+#[derive(Clone)]
+pub struct Net(Arc<Inner>);
+
+struct Inner {
+    peer_id: PeerId,
+    peers: Arc<Peers>,
+    commands: mpsc::Sender<Command>,
+    listening: watch::Receiver<Listening>,
+    stop: CancellationToken,
+    owner: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Net {
+    /// Starts listening, dials the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
+    /// Relays are asked for a place in the background. Needs a tokio runtime.
+    pub async fn start(config: NetConfig) -> Result<Self, StartError> {
+        check_own_document(&config).await?;
+        let keypair = Keypair::ed25519_from_bytes(config.transport_key.to_bytes())
+            .map_err(|error| StartError::Transport(Box::new(error)))?;
+        let mut listen = config.listen.clone();
+        for relay in &config.relays {
+            listen.push(circuit_address(relay).ok_or_else(|| StartError::RelayAddress(relay.clone()))?);
+        }
+        let swarm = swarm::build(&config, &keypair)?;
+        let peer_id = *swarm.local_peer_id();
+
+        let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
+        let (reports, report_queue) = mpsc::channel(REPORT_QUEUE);
+        let (listening, listening_now) = watch::channel(Listening::default());
+        let stop = CancellationToken::new();
+        let peers = Arc::new(Peers::new(config.limits.clone()));
+        let shared = Arc::new(Shared {
+            own: OwnSide {
+                peer_id,
+                node_key: config.node_key,
+                directory: config.directory,
+            },
+            service: config.service,
+            limits: config.limits,
+            timing: config.timing,
+            reports,
+            tasks: TaskTracker::new(),
+        });
+        let channels = Channels {
+            commands: command_queue,
+            reports: report_queue,
+            listening,
+            stop: stop.clone(),
+        };
+        let mut owner = Owner::new(swarm, shared, peers.clone(), channels);
+        owner.listen(&listen, &config.external).await?;
+        Ok(Self(Arc::new(Inner {
+            peer_id,
+            peers,
+            commands,
+            listening: listening_now,
+            stop,
+            owner: Mutex::new(Some(tokio::spawn(owner.run()))),
+        })))
+    }
+
+    /// Sends a request to a server, dialling it if need be. The URI holds path and query only. Any complete answer is `Ok`,
+    /// whatever its status. A request that may be repeated (RFC 9110, section 9.2.2) is sent again, once, over another
+    /// connection when the first one broke.
+    pub async fn request(
+        &self,
+        server: &ServerName,
+        request: Request<Bytes>,
+        limits: RequestLimits,
+    ) -> Result<Response<Bytes>, RequestError> {
+        match timeout(limits.deadline, self.try_request(server, request, &limits)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(RequestError::TimedOut(server.to_owned())),
+        }
+    }
+
+    async fn try_request(
+        &self,
+        server: &ServerName,
+        request: Request<Bytes>,
+        limits: &RequestLimits,
+    ) -> Result<Response<Bytes>, RequestError> {
+        let broken = |reason| RequestError::Broken {
+            server: server.to_owned(),
+            reason,
+        };
+        let mut repeatable = is_repeatable(request.method());
+        for _ in 0..MAX_TRIES {
+            let peer = self.peer(server).await?;
+            let _turn = peer.may_send().await.map_err(|_| broken(Break::Busy))?;
+            // While waiting for its turn, the connection may have gone: then it is looked for again.
+            let Some(session) = peer.best() else { continue };
+            match session.send(request.clone(), limits).await {
+                Ok(answer) => return Ok(answer),
+                Err(ExchangeError::NotSent) => {}
+                Err(ExchangeError::Lost(error)) if repeatable => {
+                    tracing::debug!(%server, %error, "the connection broke; trying once more");
+                    repeatable = false;
+                }
+                Err(ExchangeError::Lost(_)) => return Err(broken(Break::Connection)),
+                Err(ExchangeError::TooLarge(max)) => return Err(broken(Break::AnswerTooLarge(max))),
+                Err(ExchangeError::Request) => return Err(broken(Break::Request)),
+            }
+        }
+        Err(RequestError::Unreachable(server.to_owned()))
+    }
+
+    /// The server, connected.
+    async fn peer(&self, server: &ServerName) -> Result<Arc<Peer>, RequestError> {
+        if let Some(peer) = self.0.peers.get(server) {
+            return Ok(peer);
+        }
+        let (reply, connected) = oneshot::channel();
+        let gone = || RequestError::Broken {
+            server: server.to_owned(),
+            reason: Break::ShuttingDown,
+        };
+        let command = Command::Connect(server.to_owned(), reply);
+        self.0.commands.send(command).await.map_err(|_| gone())?;
+        match connected.await {
+            Ok(Some(peer)) => Ok(peer),
+            Ok(None) => Err(RequestError::Unreachable(server.to_owned())),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Connects to a server now. Returns once a connection to it takes requests.
+    pub async fn connect(&self, server: &ServerName) -> Result<(), RequestError> {
+        self.peer(server).await.map(drop)
+    }
+
+    /// Remembers where a node of `server` may be found, as a ticket says. Addresses may end in `/p2p` and a PeerId, which
+    /// then counts instead of `peer_id`. Nothing is dialled.
+    pub async fn add_addresses(&self, server: &ServerName, peer_id: PeerId, addresses: &[Multiaddr]) {
+        for address in addresses {
+            let (address, named) = split_peer_id(address.clone());
+            let command = Command::AddAddresses(server.to_owned(), named.unwrap_or(peer_id), vec![address]);
+            // After a shutdown there is nothing to remember it for.
+            let _ = self.0.commands.send(command).await;
+        }
+    }
+
+    /// Says that the network changed (another Wi-Fi, back from sleep): every connection is checked, and contacts that are
+    /// not connected are dialled.
+    pub async fn network_changed(&self) {
+        let _ = self.0.commands.send(Command::NetworkChanged).await;
+    }
+
+    /// Peers coming and going, from now on. A receiver that lags misses events and must look at [`Net::peers`].
+    pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.0.peers.subscribe()
+    }
+
+    /// The servers connected now, by name.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        self.0.peers.list()
+    }
+
+    /// Our PeerId.
+    pub fn local_peer_id(&self) -> PeerId {
+        self.0.peer_id
+    }
+
+    /// The addresses that we listen on now, places at relays included, without our PeerId.
+    pub fn listen_addrs(&self) -> Vec<Multiaddr> {
+        let listening = self.0.listening.borrow();
+        listening
+            .listen
+            .iter()
+            .cloned()
+            .map(|address| split_peer_id(address).0)
+            .collect()
+    }
+
+    /// The addresses to put into a ticket, without our PeerId, the most useful first: those confirmed or configured as
+    /// reachable from outside, interfaces' own, places at relays. This machine's own only when there is nothing else.
+    pub fn ticket_addrs(&self) -> Vec<Multiaddr> {
+        let listening = self.0.listening.borrow();
+        let mut addresses: Vec<_> = listening.external.iter().chain(&listening.listen).cloned().collect();
+        for address in &mut addresses {
+            *address = split_peer_id(address.clone()).0;
+        }
+        sort_for_ticket(&mut addresses);
+        addresses
+    }
+
+    /// Waits until an address fulfils `wanted`, for instance until a relay gave us a place. Never returns if none will.
+    pub async fn listening(&self, wanted: impl Fn(&Multiaddr) -> bool) {
+        let mut listening = self.0.listening.clone();
+        // An owner that is gone changes nothing any more.
+        let _ = listening
+            .wait_for(|now| now.listen.iter().chain(&now.external).any(&wanted))
+            .await;
+    }
+
+    /// Stops: lets answers under way finish for two seconds, closes every connection, and ends every task.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        let owner = lock(&self.0.owner).take();
+        if let Some(owner) = owner
+            && let Err(error) = owner.await
+        {
+            tracing::error!(%error, "the network's task failed");
+        }
+    }
+}
+
+async fn check_own_document(config: &NetConfig) -> Result<(), StartError> {
+    let document = config.directory.own_document().await?;
+    if document.server_name() != config.server_name {
+        let error = OwnDocumentError::OtherServer(document.server_name());
+        return Err(StartError::Document(Box::new(error)));
+    }
+    let own = config.node_key.public().signing;
+    if !document.nodes().any(|(_, node)| node.key.signing == own) {
+        return Err(StartError::Document(Box::new(OwnDocumentError::OtherNode)));
+    }
+    Ok(())
+}
+
+fn is_repeatable(method: &Method) -> bool {
+    method.is_idempotent()
+}

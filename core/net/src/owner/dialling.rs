@@ -1,0 +1,363 @@
+//! Finds a server by name: every address that a ticket, a peer, the directory or the local network told is tried at once,
+//! and the first connection that proves to be the server is kept. Proves nothing itself; the hello does.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    swarm::{
+        ConnectionId, DialError,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use rand::Rng;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::oneshot;
+
+use super::{Later, Owner};
+use crate::{
+    PeerAddresses,
+    address::{is_dialable, split_peer_id},
+    book::AddressBook,
+    peers::Peer,
+};
+
+/// Peers on the local network that are remembered, as a multiple of those that are dialled.
+const LAN_MEMORY: usize = 4;
+
+/// Addresses of one peer on the local network.
+const MAX_LAN_ADDRESSES: usize = 8;
+
+/// Both ends find each other on the local network at once. The one with the lower PeerId dials, the other only when it
+/// has not been reached after this.
+const LAN_PAUSE: Duration = Duration::from_secs(2);
+
+/// A lost contact is dialled again this often, with pauses that double; then it is for the contact, a request, or a change
+/// of network to reconnect.
+const MAX_REDIALS: u32 = 12;
+
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// The search for one server.
+#[derive(Default)]
+struct Attempt {
+    waiting: Vec<oneshot::Sender<Option<Arc<Peer>>>>,
+    /// Dials, and connections whose hello is not heard yet, that may turn out to be the server.
+    open: HashSet<ConnectionId>,
+    /// The directory is being asked.
+    looking_up: bool,
+}
+
+/// What is being dialled and why.
+#[derive(Default)]
+pub(super) struct Dialling {
+    pub(super) book: AddressBook,
+    attempts: HashMap<OwnedServerName, Attempt>,
+    dials: HashMap<ConnectionId, PeerAddresses>,
+    lan: HashMap<PeerId, Vec<Multiaddr>>,
+    /// How often each lost contact was dialled again.
+    redials: HashMap<OwnedServerName, u32>,
+}
+
+impl Dialling {
+    /// A dial became a connection. It stays open in its attempts until its hello is heard.
+    pub(super) fn established(&mut self, id: ConnectionId) {
+        self.dials.remove(&id);
+    }
+
+    /// Peers that left the local network.
+    pub(super) fn forget_lan(&mut self, gone: &[(PeerId, Multiaddr)]) {
+        for (peer_id, address) in gone {
+            let address = split_peer_id(address.clone()).0;
+            if let Some(addresses) = self.lan.get_mut(peer_id) {
+                addresses.retain(|known| *known != address);
+                if addresses.is_empty() {
+                    self.lan.remove(peer_id);
+                }
+            }
+        }
+    }
+}
+
+impl Owner {
+    /// Connects to a server. Callers that come while an attempt runs wait for that one.
+    pub(super) fn connect(&mut self, server: OwnedServerName, reply: Option<oneshot::Sender<Option<Arc<Peer>>>>) {
+        if let Some(peer) = self.peers.get(&server) {
+            if let Some(reply) = reply {
+                let _ = reply.send(Some(peer));
+            }
+            return;
+        }
+        if let Some(attempt) = self.dialling.attempts.get_mut(&server) {
+            attempt.waiting.extend(reply);
+            return;
+        }
+        let attempt = Attempt {
+            waiting: reply.into_iter().collect(),
+            open: HashSet::new(),
+            looking_up: true,
+        };
+        self.dialling.attempts.insert(server.clone(), attempt);
+        self.look_up(server.clone());
+        let known = self.dialling.book.lookup(&server).to_vec();
+        self.dial_for(&server, &known);
+        self.dial_lan_for(&server);
+    }
+
+    fn look_up(&mut self, server: OwnedServerName) {
+        let shared = self.shared.clone();
+        self.later.spawn(async move {
+            let found = shared.own.directory.addresses(&server).await;
+            let found = found.unwrap_or_else(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "remembered addresses cannot be read"
+                );
+                Vec::new()
+            });
+            Later::Found(server, found)
+        });
+    }
+
+    /// What the directory remembers joins the attempt.
+    pub(super) fn handle_found(&mut self, server: &ServerName, found: &[PeerAddresses]) {
+        let Some(attempt) = self.dialling.attempts.get_mut(server) else {
+            return;
+        };
+        attempt.looking_up = false;
+        self.dial_for(server, found);
+        self.end_attempt_if_hopeless(server);
+    }
+
+    /// Dials where the server may be.
+    fn dial_for(&mut self, server: &ServerName, known: &[PeerAddresses]) {
+        for PeerAddresses { peer_id, addresses } in known {
+            if let Some(id) = self.dial(*peer_id, addresses.clone()) {
+                self.join(server, id);
+            }
+        }
+    }
+
+    /// Any peer on the local network that has not said who it is may be the server.
+    fn dial_lan_for(&mut self, server: &ServerName) {
+        let strangers: Vec<_> = self.dialling.lan.iter().take(self.shared.limits.lan_peers).collect();
+        let strangers: Vec<_> = strangers
+            .into_iter()
+            .map(|(peer_id, addresses)| PeerAddresses {
+                peer_id: *peer_id,
+                addresses: addresses.clone(),
+            })
+            .collect();
+        self.dial_for(server, &strangers);
+    }
+
+    fn join(&mut self, server: &ServerName, id: ConnectionId) {
+        if let Some(attempt) = self.dialling.attempts.get_mut(server) {
+            attempt.open.insert(id);
+        }
+    }
+
+    /// Dials a peer at addresses, unless that is being done or it is connected. Gives what to wait for: the dial, or the
+    /// connection whose hello is still to come.
+    pub(super) fn dial(&mut self, peer_id: PeerId, mut addresses: Vec<Multiaddr>) -> Option<ConnectionId> {
+        if peer_id == *self.swarm.local_peer_id() {
+            return None;
+        }
+        let mut sessions = self.sessions.values().map(|entry| &entry.session);
+        if let Some(stranger) = sessions.find(|session| session.peer_id == peer_id && session.verified().is_none()) {
+            return Some(stranger.id);
+        }
+        addresses.retain(is_dialable);
+        let mut dials = self.dialling.dials.iter();
+        let same = dials.find(|(_, dial)| {
+            dial.peer_id == peer_id && addresses.iter().all(|address| dial.addresses.contains(address))
+        });
+        if let Some((id, _)) = same {
+            return Some(*id);
+        }
+        if addresses.is_empty() {
+            return None;
+        }
+        let options = DialOpts::peer_id(peer_id)
+            .condition(PeerCondition::Always)
+            .addresses(addresses.clone())
+            .build();
+        let id = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dialling.dials.insert(id, PeerAddresses { peer_id, addresses });
+                Some(id)
+            }
+            Err(error) => {
+                tracing::debug!(%peer_id, %error, "not dialled");
+                None
+            }
+        }
+    }
+
+    /// A dial failed. A peer that renewed its PeerId is dialled under the new one: the address was right.
+    pub(super) fn handle_dial_error(&mut self, id: ConnectionId, error: DialError) {
+        tracing::debug!(%error, "a dial failed");
+        self.dialling.dials.remove(&id);
+        if let DialError::WrongPeerId { obtained, address } = error {
+            let address = split_peer_id(address).0;
+            if let Some(again) = self.dial(obtained, vec![address]) {
+                for attempt in self
+                    .dialling
+                    .attempts
+                    .values_mut()
+                    .filter(|attempt| attempt.open.contains(&id))
+                {
+                    attempt.open.insert(again);
+                }
+            }
+        }
+        self.dial_ended(id);
+    }
+
+    /// A dial or connection came to nothing, or to another server.
+    pub(super) fn dial_ended(&mut self, id: ConnectionId) {
+        let mut touched = Vec::new();
+        for (server, attempt) in &mut self.dialling.attempts {
+            if attempt.open.remove(&id) {
+                touched.push(server.clone());
+            }
+        }
+        for server in touched {
+            self.end_attempt_if_hopeless(&server);
+        }
+    }
+
+    /// A connection proved to be this server's.
+    pub(super) fn connected(&mut self, server: &ServerName, id: ConnectionId, peer: &Arc<Peer>) {
+        self.dialling.redials.remove(server);
+        if let Some(attempt) = self.dialling.attempts.remove(server) {
+            for waiting in attempt.waiting {
+                let _ = waiting.send(Some(peer.clone()));
+            }
+        }
+        self.dial_ended(id);
+    }
+
+    fn end_attempt_if_hopeless(&mut self, server: &ServerName) {
+        let Some(attempt) = self.dialling.attempts.get(server) else {
+            return;
+        };
+        if attempt.looking_up || !attempt.open.is_empty() {
+            return;
+        }
+        if let Some(attempt) = self.dialling.attempts.remove(server) {
+            for waiting in attempt.waiting {
+                let _ = waiting.send(None);
+            }
+        }
+        if self.dialling.redials.contains_key(server) {
+            self.redial_later(server.to_owned());
+        }
+    }
+
+    /// Asks the directory whom to connect to.
+    pub(super) fn look_up_contacts(&mut self) {
+        let shared = self.shared.clone();
+        self.later.spawn(async move {
+            match shared.own.directory.contacts().await {
+                Ok(contacts) => Later::Contacts(contacts),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "contacts cannot be read");
+                    Later::Done
+                }
+            }
+        });
+    }
+
+    /// Connects to contacts, as far as half of the connections go.
+    pub(super) fn connect_to_contacts(&mut self, contacts: Vec<OwnedServerName>) {
+        let most = self.shared.limits.connections as usize / 2;
+        for server in contacts.into_iter().take(most) {
+            self.dialling.redials.remove(&server);
+            self.connect(server, None);
+        }
+    }
+
+    /// Asks the directory whether a server that was lost is worth dialling again.
+    pub(super) fn look_up_lost(&mut self, server: OwnedServerName) {
+        let shared = self.shared.clone();
+        self.later.spawn(async move {
+            let contacts = shared.own.directory.contacts().await.unwrap_or_default();
+            Later::Lost(contacts.contains(&server).then_some(server))
+        });
+    }
+
+    /// Dials a lost contact after a pause that grows with each failure.
+    pub(super) fn redial_later(&mut self, server: OwnedServerName) {
+        let tries = self.dialling.redials.entry(server.clone()).or_default();
+        if *tries >= MAX_REDIALS {
+            self.dialling.redials.remove(&server);
+            return;
+        }
+        let pause = pause(self.shared.timing.redial, *tries);
+        *tries += 1;
+        self.later.spawn(async move {
+            tokio::time::sleep(pause).await;
+            Later::Redial(server)
+        });
+    }
+
+    /// Peers that appeared on the local network. They are dialled to learn who they are; nothing of ours is announced there
+    /// but PeerId and addresses.
+    pub(super) fn handle_lan(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        let most = self.shared.limits.lan_peers * LAN_MEMORY;
+        let local = *self.swarm.local_peer_id();
+        for (peer_id, address) in found {
+            let lan = &mut self.dialling.lan;
+            if peer_id == local || (lan.len() >= most && !lan.contains_key(&peer_id)) {
+                continue;
+            }
+            let new = !lan.contains_key(&peer_id);
+            let addresses = lan.entry(peer_id).or_default();
+            let address = split_peer_id(address).0;
+            if addresses.len() < MAX_LAN_ADDRESSES && !addresses.contains(&address) && is_dialable(&address) {
+                addresses.push(address);
+            }
+            if new {
+                let pause = if local < peer_id { Duration::ZERO } else { LAN_PAUSE };
+                self.later.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    Later::DialLan(peer_id)
+                });
+            }
+        }
+    }
+
+    /// Dials a peer on the local network, unless it is connected or enough of them are.
+    pub(super) fn dial_lan_peer(&mut self, peer_id: PeerId) {
+        let lan = &self.dialling.lan;
+        let Some(addresses) = lan.get(&peer_id).cloned() else {
+            return;
+        };
+        let connected: HashSet<_> = self.sessions.values().map(|entry| entry.session.peer_id).collect();
+        let dialling = self.dialling.dials.values().map(|dial| dial.peer_id);
+        let busy = connected
+            .iter()
+            .copied()
+            .chain(dialling)
+            .filter(|peer| lan.contains_key(peer))
+            .count();
+        if connected.contains(&peer_id) || busy >= self.shared.limits.lan_peers {
+            return;
+        }
+        self.dial(peer_id, addresses);
+    }
+}
+
+/// `first`, doubled for each failure up to an hour, and then anything from half to one and a half of it: those who lost
+/// the same peer do not come back all at once.
+pub(super) fn pause(first: Duration, failures: u32) -> Duration {
+    let doubled = first.saturating_mul(1 << failures.min(16)).min(MAX_PAUSE);
+    doubled.mul_f64(rand::thread_rng().gen_range(0.5..1.5))
+}

@@ -1,0 +1,439 @@
+//! The task that owns the swarm: connections, who is behind them, and which of them stay. Never awaits the directory, a
+//! peer or a request; whatever takes time runs beside it and reports back.
+
+mod dialling;
+mod reservations;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::join_all};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, identify, mdns,
+    swarm::{ConnectionId, SwarmEvent},
+};
+use ruma::OwnedServerName;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{dialling::Dialling, reservations::Reservations};
+use crate::{
+    PeerAddresses, StartError,
+    address::{self, Path},
+    hello::Verified,
+    peers::{Peer, Peers},
+    session::{News, Report, Session, SessionFault, Shared},
+    streams,
+    swarm::{Behaviour, BehaviourEvent},
+};
+
+/// Until every listener must have said where it listens.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For answers under way when the node stops, and then for the farewells to go out.
+const GRACE: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Addresses that a peer may name as its own.
+const MAX_NAMED_ADDRESSES: usize = 8;
+
+/// What handles ask of the owner.
+pub(crate) enum Command {
+    /// Connect to a server; the reply comes when a connection to it takes requests, or no attempt is left.
+    Connect(OwnedServerName, oneshot::Sender<Option<Arc<Peer>>>),
+    /// Remember where a server may be found.
+    AddAddresses(OwnedServerName, PeerId, Vec<Multiaddr>),
+    /// Check every connection, and dial lost contacts again.
+    NetworkChanged,
+}
+
+/// What the owner started beside itself and is told of when done.
+enum Later {
+    /// What the directory remembers about a server.
+    Found(OwnedServerName, Vec<PeerAddresses>),
+    /// The servers to connect to.
+    Contacts(Vec<OwnedServerName>),
+    /// A contact that was lost is to be dialled again.
+    Redial(OwnedServerName),
+    /// A server that was lost, if it is a contact.
+    Lost(Option<OwnedServerName>),
+    /// A peer on the local network has had time to dial us.
+    DialLan(PeerId),
+    /// A place at this relay is to be asked for again.
+    Reserve(usize),
+    /// Connections to this server were checked; the best one can be told now.
+    Settle(OwnedServerName),
+    /// Nothing follows from it.
+    Done,
+}
+
+/// Where we listen and how others reach us.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listening {
+    pub(crate) listen: Vec<Multiaddr>,
+    pub(crate) external: Vec<Multiaddr>,
+}
+
+struct Entry {
+    session: Arc<Session>,
+    peer: Option<Arc<Peer>>,
+    /// Where the peer says that it listens.
+    named: Vec<Multiaddr>,
+}
+
+pub(crate) struct Owner {
+    swarm: Swarm<Behaviour>,
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    commands: mpsc::Receiver<Command>,
+    reports: mpsc::Receiver<Report>,
+    listening: watch::Sender<Listening>,
+    stop: CancellationToken,
+    sessions: HashMap<ConnectionId, Entry>,
+    /// Connections so far: numbers them by age.
+    connections: u64,
+    dialling: Dialling,
+    reservations: Reservations,
+    later: JoinSet<Later>,
+}
+
+/// The queues between the owner and everyone else.
+pub(crate) struct Channels {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    pub(crate) listening: watch::Sender<Listening>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Owner {
+    pub(crate) fn new(swarm: Swarm<Behaviour>, shared: Arc<Shared>, peers: Arc<Peers>, channels: Channels) -> Self {
+        Self {
+            swarm,
+            shared,
+            peers,
+            commands: channels.commands,
+            reports: channels.reports,
+            listening: channels.listening,
+            stop: channels.stop,
+            sessions: HashMap::new(),
+            connections: 0,
+            dialling: Dialling::default(),
+            reservations: Reservations::default(),
+            later: JoinSet::new(),
+        }
+    }
+
+    /// Starts to listen, and returns once every listener has said where. Relays are asked for a place without waiting.
+    pub(crate) async fn listen(&mut self, addresses: &[Multiaddr], external: &[Multiaddr]) -> Result<(), StartError> {
+        let mut starting = HashMap::new();
+        for address in addresses {
+            if address::is_relayed(address) {
+                self.add_reservation(address.clone());
+                continue;
+            }
+            let refused = |error: &dyn std::fmt::Display| StartError::Listen {
+                address: address.clone(),
+                reason: error.to_string(),
+            };
+            let listener = self.swarm.listen_on(address.clone()).map_err(|error| refused(&error))?;
+            starting.insert(listener, address.clone());
+        }
+        for address in external {
+            self.swarm.add_external_address(address.clone());
+        }
+        let deadline = Instant::now() + LISTEN_DEADLINE;
+        while let Some(address) = starting.values().next().cloned() {
+            let Ok(event) = timeout_at(deadline, self.swarm.select_next_some()).await else {
+                let reason = "no interface came up".to_owned();
+                return Err(StartError::Listen { address, reason });
+            };
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => drop(starting.remove(listener_id)),
+                SwarmEvent::ListenerClosed {
+                    listener_id, reason, ..
+                } => {
+                    if let Some(address) = starting.remove(listener_id) {
+                        let reason = reason.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                        return Err(StartError::Listen { address, reason });
+                    }
+                }
+                _ => {}
+            }
+            self.handle_swarm_event(event);
+        }
+        self.publish_listening();
+        Ok(())
+    }
+
+    /// Runs until told to stop, then says farewell to every peer.
+    pub(crate) async fn run(mut self) {
+        self.look_up_contacts();
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.handle_swarm_event(event),
+                Some(command) = self.commands.recv() => self.handle_command(command),
+                Some(report) = self.reports.recv() => self.handle_report(report),
+                Some(later) = self.later.join_next(), if !self.later.is_empty() => match later {
+                    Ok(later) => self.handle_later(later),
+                    Err(error) => tracing::error!(%error, "a task of the network failed"),
+                },
+                () = self.stop.cancelled() => break,
+            }
+        }
+        self.finish().await;
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Connect(server, reply) => self.connect(server, Some(reply)),
+            Command::AddAddresses(server, peer_id, addresses) => self.dialling.book.add(&server, peer_id, &addresses),
+            Command::NetworkChanged => {
+                for entry in self.sessions.values() {
+                    let session = entry.session.clone();
+                    self.shared.tasks.spawn(async move { session.probe().await });
+                }
+                self.look_up_contacts();
+            }
+        }
+    }
+
+    fn handle_later(&mut self, later: Later) {
+        match later {
+            Later::Found(server, found) => self.handle_found(&server, &found),
+            Later::Contacts(contacts) => self.connect_to_contacts(contacts),
+            Later::Redial(server) => self.connect(server, None),
+            Later::Lost(Some(server)) => self.redial_later(server),
+            Later::DialLan(peer_id) => self.dial_lan_peer(peer_id),
+            Later::Reserve(index) => self.reserve(index),
+            Later::Settle(server) => self.settle(&server),
+            Later::Lost(None) | Later::Done => {}
+        }
+    }
+
+    fn handle_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Streams(connection)) => self.handle_connection(connection),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => self.handle_identify(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.handle_lan(found),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Expired(gone))) => self.dialling.forget_lan(&gone),
+            SwarmEvent::ConnectionClosed { connection_id, .. } => self.handle_closed(connection_id),
+            SwarmEvent::OutgoingConnectionError {
+                connection_id, error, ..
+            } => {
+                self.handle_dial_error(connection_id, error);
+            }
+            SwarmEvent::NewListenAddr { listener_id, .. } => {
+                self.reservations.granted(listener_id);
+                self.publish_listening();
+            }
+            SwarmEvent::ListenerClosed {
+                listener_id, reason, ..
+            } => {
+                tracing::debug!(?reason, "a listener closed");
+                self.handle_listener_closed(listener_id);
+                self.publish_listening();
+            }
+            SwarmEvent::ExpiredListenAddr { .. }
+            | SwarmEvent::ExternalAddrConfirmed { .. }
+            | SwarmEvent::ExternalAddrExpired { .. } => self.publish_listening(),
+            _ => {}
+        }
+    }
+
+    fn publish_listening(&self) {
+        self.listening.send_replace(Listening {
+            listen: self.swarm.listeners().cloned().collect(),
+            external: self.swarm.external_addresses().cloned().collect(),
+        });
+    }
+
+    fn handle_connection(&mut self, connection: streams::Connection) {
+        self.connections += 1;
+        self.dialling.established(connection.id);
+        let session = Session::new(&connection, self.connections, self.shared.clone());
+        self.shared.tasks.spawn(session.clone().run(connection.accepted));
+        let entry = Entry {
+            session,
+            peer: None,
+            named: Vec::new(),
+        };
+        self.sessions.insert(connection.id, entry);
+    }
+
+    fn handle_report(&mut self, report: Report) {
+        match report.news {
+            News::Known(verified) => self.handle_known(report.id, verified),
+            News::Over(fault) => {
+                match &fault {
+                    SessionFault::Drained => tracing::debug!("a spare connection is done"),
+                    fault => tracing::info!(error = fault as &dyn std::error::Error, "a connection is given up"),
+                }
+                self.swarm.close_connection(report.id);
+            }
+        }
+    }
+
+    fn handle_known(&mut self, id: ConnectionId, verified: Verified) {
+        // The connection may have ended while the report was under way.
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let server = verified.server_name.clone();
+        let session = entry.session.clone();
+        let peer = self.peers.add(verified, session.clone());
+        entry.peer = Some(peer.clone());
+        if session.dialled {
+            entry.named.insert(0, session.address.clone());
+        }
+        self.keep_addresses(id);
+        self.connected(&server, id, &peer);
+        self.seek_straight_path(&session, &server);
+        self.check_others(&session, &peer);
+    }
+
+    fn handle_closed(&mut self, id: ConnectionId) {
+        let Some(entry) = self.sessions.remove(&id) else { return };
+        entry.session.closed.cancel();
+        self.dial_ended(id);
+        let Some(peer) = entry.peer else { return };
+        if self.peers.remove(&peer, id) && !self.stop.is_cancelled() {
+            self.look_up_lost(peer.server_name.clone());
+        }
+    }
+
+    fn handle_identify(&mut self, event: identify::Event) {
+        let identify::Event::Received {
+            connection_id, info, ..
+        } = event
+        else {
+            return;
+        };
+        let Some(entry) = self.sessions.get_mut(&connection_id) else {
+            return;
+        };
+        let here = address::is_loopback(&entry.session.address);
+        let named = info
+            .listen_addrs
+            .into_iter()
+            .map(|address| address::split_peer_id(address).0);
+        let named = named.filter(|address| address::is_dialable(address) && (here || !address::is_loopback(address)));
+        entry.named.extend(named.take(MAX_NAMED_ADDRESSES));
+        if entry.peer.is_some() {
+            self.keep_addresses(connection_id);
+        }
+    }
+
+    /// Remembers where a known peer was reached or says that it listens.
+    fn keep_addresses(&mut self, id: ConnectionId) {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let Some(peer) = &entry.peer else { return };
+        let mut addresses = std::mem::take(&mut entry.named);
+        addresses.dedup();
+        if addresses.is_empty() {
+            return;
+        }
+        let (server, peer_id) = (peer.server_name.clone(), entry.session.peer_id);
+        self.dialling.book.add(&server, peer_id, &addresses);
+        let known = self
+            .dialling
+            .book
+            .lookup(&server)
+            .iter()
+            .find(|known| known.peer_id == peer_id);
+        let Some(addresses) = known.cloned() else { return };
+        let shared = self.shared.clone();
+        self.later.spawn(async move {
+            if let Err(error) = shared.own.directory.keep_addresses(&server, addresses).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "addresses were not kept");
+            }
+            Later::Done
+        });
+    }
+
+    /// Checks a server's other connections when it gets a new one: one of them may be what is left of a peer that
+    /// restarted. What is alive is settled afterwards.
+    fn check_others(&mut self, new: &Arc<Session>, peer: &Arc<Peer>) {
+        let others: Vec<_> = peer.sessions().into_iter().filter(|other| other.id != new.id).collect();
+        if others.is_empty() {
+            return;
+        }
+        let server = peer.server_name.clone();
+        self.later.spawn(async move {
+            join_all(others.iter().map(|other| other.probe())).await;
+            Later::Settle(server)
+        });
+    }
+
+    /// Leaves one connection between this node and each of the server's. Of the two ends, the one with the lower PeerId
+    /// chooses, so that both never close what the other keeps. A node's former PeerId has nobody to choose for it.
+    fn settle(&mut self, server: &ruma::ServerName) {
+        let Some(peer) = self.peers.get(server) else { return };
+        let local = *self.swarm.local_peer_id();
+        let mut kept: HashMap<[u8; 32], PeerId> = HashMap::new();
+        let usable = peer.sessions().into_iter().filter(|session| session.is_usable());
+        for session in usable {
+            let Some(verified) = session.verified() else { continue };
+            let node = *verified.node_key.as_bytes();
+            match kept.get(&node) {
+                None => drop(kept.insert(node, session.peer_id)),
+                Some(best) if *best != session.peer_id || local < session.peer_id => session.retire(),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Ends every connection so that peers notice at once, then every task.
+    async fn finish(mut self) {
+        for entry in self.sessions.values() {
+            entry.session.retire();
+        }
+        let _ = timeout(GRACE, self.drain()).await;
+        let open: Vec<_> = self.sessions.keys().copied().collect();
+        for id in open {
+            self.swarm.close_connection(id);
+        }
+        let _ = timeout(FAREWELL, self.drain()).await;
+        let left: Vec<_> = self.sessions.keys().copied().collect();
+        for id in left {
+            self.handle_closed(id);
+        }
+        self.later.shutdown().await;
+        self.shared.tasks.close();
+        let _ = timeout(GRACE, self.shared.tasks.wait()).await;
+    }
+
+    async fn drain(&mut self) {
+        while !self.sessions.is_empty() {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.handle_swarm_event(event),
+                Some(report) = self.reports.recv() => self.handle_report(report),
+            }
+        }
+    }
+
+    /// A relayed connection is a makeshift: tries the straight addresses of the same node, once.
+    fn seek_straight_path(&mut self, session: &Session, server: &ruma::ServerName) {
+        if session.path() != Path::Relayed || !session.dialled {
+            return;
+        }
+        let known = self
+            .dialling
+            .book
+            .lookup(server)
+            .iter()
+            .find(|known| known.peer_id == session.peer_id);
+        let straight = known.into_iter().flat_map(|known| &known.addresses);
+        let straight: Vec<_> = straight
+            .filter(|address| !address::is_relayed(address))
+            .cloned()
+            .collect();
+        if !straight.is_empty() {
+            self.dial(session.peer_id, straight);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A circuit relay v2: nodes that nobody can reach keep a place here, and others reach them through it. It forwards
+//! ciphertext between PeerIds, and knows no server name, no hello and no key document.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use futures::StreamExt;
+use kith_identity::TransportKey;
+use libp2p::{
+    Multiaddr, PeerId, Swarm, connection_limits, identify,
+    identity::Keypair,
+    memory_connection_limits, ping, relay,
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{StartError, Timing, address::split_peer_id, swarm};
+
+/// Until every listener must have said where it listens.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a relay is started with.
+pub struct RelayConfig {
+    /// The secret behind its PeerId. A relay's PeerId stands in tickets, so it should stay.
+    pub transport_key: TransportKey,
+    /// Addresses to listen on.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses under which others reach it. When empty, those that it listens on.
+    pub external: Vec<Multiaddr>,
+    /// What it gives at the most.
+    pub limits: RelayLimits,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+/// What a relay gives at the most.
+#[derive(Debug, Clone)]
+pub struct RelayLimits {
+    /// Connections at once.
+    pub connections: u32,
+    /// Connections with one PeerId.
+    pub connections_per_peer: u32,
+    /// Bytes of memory of the process beyond which no connection is taken.
+    pub memory: usize,
+    /// Nodes that hold a place.
+    pub reservations: usize,
+    /// How long a place lasts; it is renewed before.
+    pub reservation: Duration,
+    /// Circuits at once.
+    pub circuits: usize,
+    /// Circuits at once with one node.
+    pub circuits_per_peer: usize,
+    /// How long a circuit lasts. Nodes open another when it ends.
+    pub circuit: Duration,
+    /// Bytes that one circuit carries each way.
+    pub circuit_bytes: u64,
+    /// Places that one IP address may ask for in a minute; circuits likewise. Many nodes may share an address.
+    pub per_ip_minute: NonZeroU32,
+    /// Places that one PeerId may ask for in a minute; circuits likewise.
+    pub per_peer_minute: NonZeroU32,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            connections: 2048,
+            connections_per_peer: 4,
+            memory: 512 << 20,
+            reservations: 1024,
+            reservation: Duration::from_secs(60 * 60),
+            circuits: 512,
+            circuits_per_peer: 16,
+            circuit: Duration::from_secs(30 * 60),
+            circuit_bytes: 64 << 20,
+            per_ip_minute: NonZeroU32::MIN.saturating_add(119),
+            per_peer_minute: NonZeroU32::MIN.saturating_add(29),
+        }
+    }
+}
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    limits: connection_limits::Behaviour,
+    memory: memory_connection_limits::Behaviour,
+    relay: relay::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+/// A running relay. Dropping it stops it at once; [`Relay::shutdown`] stops it in good order.
+pub struct Relay {
+    peer_id: PeerId,
+    listen: Vec<Multiaddr>,
+    external: Vec<Multiaddr>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Relay {
+    /// Starts the relay; returns once every address is bound. Needs a tokio runtime.
+    pub async fn start(config: RelayConfig) -> Result<Self, StartError> {
+        let keypair = Keypair::ed25519_from_bytes(config.transport_key.to_bytes())
+            .map_err(|error| StartError::Transport(Box::new(error)))?;
+        let peer_id = keypair.public().to_peer_id();
+        let transport = swarm::direct_transport(&keypair, &config.timing)?;
+        let mut swarm = swarm::swarm(transport, behaviour(&keypair, &config.limits), peer_id, &config.timing);
+        listen(&mut swarm, &config.listen).await?;
+        let listen: Vec<_> = swarm.listeners().cloned().collect();
+        let external = if config.external.is_empty() {
+            listen.clone()
+        } else {
+            config.external
+        };
+        let external: Vec<_> = external.into_iter().map(|address| split_peer_id(address).0).collect();
+        for address in &external {
+            swarm.add_external_address(address.clone());
+        }
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(swarm, stop.clone()));
+        Ok(Self {
+            peer_id,
+            listen,
+            external,
+            stop,
+            task,
+        })
+    }
+
+    /// The relay's PeerId.
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// The addresses that it listened on when it started.
+    pub fn listen_addrs(&self) -> &[Multiaddr] {
+        &self.listen
+    }
+
+    /// The addresses to give to nodes; each ends in `/p2p` and the PeerId.
+    pub fn addrs(&self) -> Vec<Multiaddr> {
+        let with_peer = |address: &Multiaddr| address.clone().with_p2p(self.peer_id).unwrap_or_else(|address| address);
+        self.external.iter().map(with_peer).collect()
+    }
+
+    /// Closes every connection and ends.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the relay's task failed");
+        }
+    }
+}
+
+fn behaviour(keypair: &Keypair, limits: &RelayLimits) -> Behaviour {
+    let minute = Duration::from_secs(60);
+    let config = relay::Config {
+        max_reservations: limits.reservations,
+        max_reservations_per_peer: limits.connections_per_peer as usize,
+        reservation_duration: limits.reservation,
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: limits.circuits,
+        max_circuits_per_peer: limits.circuits_per_peer,
+        max_circuit_duration: limits.circuit,
+        max_circuit_bytes: limits.circuit_bytes,
+        circuit_src_rate_limiters: Vec::new(),
+    }
+    .reservation_rate_per_peer(limits.per_peer_minute, minute)
+    .reservation_rate_per_ip(limits.per_ip_minute, minute)
+    .circuit_src_per_peer(limits.per_peer_minute, minute)
+    .circuit_src_per_ip(limits.per_ip_minute, minute);
+    Behaviour {
+        limits: connection_limits::Behaviour::new(
+            connection_limits::ConnectionLimits::default()
+                .with_max_established(Some(limits.connections))
+                .with_max_established_per_peer(Some(limits.connections_per_peer))
+                .with_max_pending_incoming(Some(limits.connections / 8 + 1)),
+        ),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(limits.memory),
+        relay: relay::Behaviour::new(keypair.public().to_peer_id(), config),
+        identify: swarm::identify_behaviour(keypair),
+        // Answers pings; asks hardly ever, because QUIC's own keep-alive notices who is gone.
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(10 * 60))),
+    }
+}
+
+async fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result<(), StartError> {
+    let mut starting = std::collections::HashMap::new();
+    for address in addresses {
+        let listener = swarm.listen_on(address.clone()).map_err(|error| StartError::Listen {
+            address: address.clone(),
+            reason: error.to_string(),
+        })?;
+        starting.insert(listener, address.clone());
+    }
+    let deadline = Instant::now() + LISTEN_DEADLINE;
+    while let Some(address) = starting.values().next().cloned() {
+        match timeout_at(deadline, swarm.select_next_some()).await {
+            Ok(SwarmEvent::NewListenAddr { listener_id, .. }) => drop(starting.remove(&listener_id)),
+            Ok(SwarmEvent::ListenerClosed { reason, .. }) => {
+                let reason = reason.err().map(|error| error.to_string()).unwrap_or_default();
+                return Err(StartError::Listen { address, reason });
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let reason = "no interface came up".to_owned();
+                return Err(StartError::Listen { address, reason });
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn run(mut swarm: Swarm<Behaviour>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            event = swarm.select_next_some() => log(&event),
+            () = stop.cancelled() => break,
+        }
+    }
+    let connected: Vec<_> = swarm.connected_peers().copied().collect();
+    for peer in connected {
+        // Gone already is fine.
+        let _ = swarm.disconnect_peer_id(peer);
+    }
+    let deadline = Instant::now() + Duration::from_millis(500);
+    while swarm.network_info().num_peers() > 0 {
+        if timeout_at(deadline, swarm.select_next_some()).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// A volunteer's log names no peer.
+fn log(event: &SwarmEvent<BehaviourEvent>) {
+    match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => match event {
+            relay::Event::ReservationReqAccepted { renewed: false, .. } => tracing::debug!("a place was given"),
+            relay::Event::ReservationReqDenied { .. } => tracing::info!("a place was denied"),
+            relay::Event::CircuitReqAccepted { .. } => tracing::debug!("a circuit was opened"),
+            relay::Event::CircuitReqDenied { .. } => tracing::info!("a circuit was denied"),
+            _ => {}
+        },
+        SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener failed"),
+        _ => {}
+    }
+}

@@ -1,0 +1,288 @@
+//! The answering half of a session: HTTP/2 requests from the peer, handed to the node's service under the peer's proven
+//! name. Knows no route; what a stranger asks is refused here.
+
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use libp2p::Stream;
+use ruma::OwnedServerName;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    task::AbortHandle,
+    time::{Instant, Sleep, sleep, timeout},
+};
+use tokio_util::{compat::FuturesAsyncReadCompatExt, task::TaskTracker};
+
+use crate::session::{Session, SessionFault};
+
+/// What may arrive unread, of one request and of all together, on one stream.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Bytes of an answer that wait for the peer to take them.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// Bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 << 10;
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that streams.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Answers the requests of verified peers. Gets the peer's server name and the request, whose URI holds path and query
+/// only; the body ends with an error when it exceeds [`crate::ConnectionLimits::request_body`] or stalls. The answer's
+/// body may stream; an error in it cuts the answer off.
+pub type InboundService =
+    Arc<dyn Fn(OwnedServerName, Request<Body>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+/// The peer sent no byte of a body for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer stopped sending")]
+struct Stalled;
+
+/// Serves one stream that the peer opened, until the peer ends it or the session is retired and all is answered.
+pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
+    let _active = session.activity();
+    let answering = session.clone();
+    let service = service_fn(move |request| {
+        let session = answering.clone();
+        async move { Ok::<_, Infallible>(session.answer(request).await) }
+    });
+    let connection = http2::Builder::new(Executor(session.shared.tasks.clone()))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(u32::try_from(session.shared.limits.requests_per_peer).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADERS)
+        .max_send_buf_size(SEND_BUFFER)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream.compat()), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = session.retired.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %session.peer_id, %error, "a stream of requests broke off");
+    }
+}
+
+impl Session {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        self.note_heard();
+        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+            return status(StatusCode::NO_CONTENT);
+        }
+        match timeout(self.shared.timing.answer, self.clone().admit(request)).await {
+            Ok(answer) => answer,
+            Err(_) => refusal(StatusCode::GATEWAY_TIMEOUT, "M_UNKNOWN", "No answer was found in time."),
+        }
+    }
+
+    /// Lets a request through to the service when the peer is known and has a place free. A stranger's waits until its
+    /// hello is heard, a few at the most.
+    async fn admit(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let Ok(stranger) = self.stranger_turn() else {
+            return refusal(
+                StatusCode::UNAUTHORIZED,
+                "M_UNAUTHORIZED",
+                "A stranger has few requests: say hello first.",
+            );
+        };
+        let patience = self.shared.timing.hello;
+        let Ok(Some(peer)) = timeout(patience, self.known_peer()).await else {
+            return refusal(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "Say hello first.");
+        };
+        drop(stranger);
+        let Ok(turn) = peer.may_ask(self.shared.limits.requests_per_peer).await else {
+            return refusal(
+                StatusCode::TOO_MANY_REQUESTS,
+                "M_LIMIT_EXCEEDED",
+                "Too many requests at once.",
+            );
+        };
+        let server_name = peer.server_name.clone();
+        drop(peer);
+        let request = self.prepare(request);
+        let answer = (self.shared.service)(server_name, request).await;
+        let session = self.clone();
+        answer.map(|body| AnswerBody::new(body, turn, session).boxed_unsync())
+    }
+
+    /// A stranger's place; none is needed once the peer is known.
+    fn stranger_turn(&self) -> Result<Option<OwnedSemaphorePermit>, ()> {
+        if self.verified().is_some() {
+            return Ok(None);
+        }
+        self.stranger_turns.clone().try_acquire_owned().map(Some).map_err(drop)
+    }
+
+    /// The request as the service sees it: path and query only, with a body that is bounded in size and pauses.
+    fn prepare(&self, request: Request<Incoming>) -> Request<Body> {
+        let (mut head, body) = request.into_parts();
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = head.uri.into_parts().path_and_query;
+        head.uri = http::Uri::from_parts(uri).unwrap_or_default();
+        let body = Limited::new(body, self.shared.limits.request_body);
+        let body = RequestBody {
+            body: Box::pin(body),
+            pause: Box::pin(sleep(self.shared.timing.stall)),
+            patience: self.shared.timing.stall,
+        };
+        Request::from_parts(head, body.boxed_unsync())
+    }
+}
+
+/// A body that ends with an error when the peer pauses for too long.
+struct RequestBody {
+    body: Pin<Box<Limited<Incoming>>>,
+    pause: Pin<Box<Sleep>>,
+    patience: Duration,
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let next = Instant::now() + self.patience;
+                self.pause.as_mut().reset(next);
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                ready!(self.pause.as_mut().poll(cx));
+                Poll::Ready(Some(Err(Box::new(Stalled))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body: holds the peer's place until it is taken, and ends the connection when the peer takes nothing.
+struct AnswerBody {
+    body: Body,
+    _turn: OwnedSemaphorePermit,
+    session: Arc<Session>,
+    watch: Option<AbortHandle>,
+}
+
+impl AnswerBody {
+    fn new(body: Body, turn: OwnedSemaphorePermit, session: Arc<Session>) -> Self {
+        Self {
+            body,
+            _turn: turn,
+            session,
+            watch: None,
+        }
+    }
+
+    /// Starts the wait for the peer to take what it has been given. HTTP/2 asks for the next piece only then.
+    fn watch(&mut self) {
+        let session = self.session.clone();
+        let watching = self.session.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = sleep(session.shared.timing.stall) => session.over(SessionFault::Stalls).await,
+                () = session.closed.cancelled() => {}
+            }
+        });
+        self.watch = Some(watching.abort_handle());
+    }
+
+    fn unwatch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.abort();
+        }
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.unwatch();
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if matches!(frame, Some(Ok(_))) && !self.body.is_end_stream() {
+            self.watch();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.unwatch();
+    }
+}
+
+fn status(status: StatusCode) -> Response<Body> {
+    let mut answer = Response::new(
+        Full::default()
+            .map_err(|never: Infallible| match never {})
+            .boxed_unsync(),
+    );
+    *answer.status_mut() = status;
+    answer
+}
+
+/// A refusal in Matrix' standard form (client-server API, "Standard error response").
+fn refusal(code: StatusCode, errcode: &str, error: &str) -> Response<Body> {
+    let json = format!(r#"{{"errcode":"{errcode}","error":"{error}"}}"#);
+    let mut answer = status(code);
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.map(|_| {
+        Full::from(json)
+            .map_err(|never: Infallible| match never {})
+            .boxed_unsync()
+    })
+}
+
+/// Runs hyper's tasks where the sessions' own are counted.
+#[derive(Clone)]
+pub(crate) struct Executor(pub(crate) TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}

@@ -1,0 +1,346 @@
+//! One connection from its handshake to its end: the hello, then requests both ways. Never decides whether the
+//! connection is wanted: it reports to the owner task, which does.
+
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{FutureExt, future::OptionFuture};
+use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    ConnectionLimits, InboundService, Timing,
+    address::{self, Path},
+    client::HttpClient,
+    hello::{HelloFault, OwnSide, Verified},
+    peers::Peer,
+    server,
+    streams::{self, OpenError, Opener, Protocol},
+};
+
+/// HTTP streams that one connection serves at once: the long-lived one, and large bodies.
+const MAX_SERVED_STREAMS: usize = 16;
+
+/// Reports from all sessions that the owner has not read yet.
+pub(crate) const REPORT_QUEUE: usize = 256;
+
+/// What a session tells the owner task.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) id: ConnectionId,
+    pub(crate) news: News,
+}
+
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Both hellos are accepted.
+    Known(Verified),
+    /// The connection is of no more use and should be closed.
+    Over(SessionFault),
+}
+
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionFault {
+    #[error("the peer said nothing believable about who it is")]
+    Hello(#[from] HelloFault),
+    #[error("no hello in time")]
+    NoHello,
+    #[error("no stream for the hello")]
+    HelloStream(#[source] OpenError),
+    #[error("the peer no longer answers")]
+    Dead,
+    #[error("the peer does not take its answers")]
+    Stalls,
+    #[error("another connection to the peer is better, and this one is done")]
+    Drained,
+}
+
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) own: OwnSide,
+    pub(crate) service: InboundService,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) timing: Timing,
+    pub(crate) reports: mpsc::Sender<Report>,
+    /// Every task of every session.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// Who the other end is, as far as is known.
+#[derive(Debug, Clone)]
+pub(crate) enum Standing {
+    /// Not yet said.
+    Stranger,
+    /// The hello is accepted.
+    Known(Weak<Peer>),
+}
+
+/// One connection.
+pub(crate) struct Session {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer_id: PeerId,
+    pub(crate) address: Multiaddr,
+    pub(crate) dialled: bool,
+    path: Path,
+    /// Grows with every connection.
+    number: u64,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) opener: Opener,
+    pub(crate) client: HttpClient,
+    standing: watch::Sender<Standing>,
+    verified: OnceLock<Verified>,
+    pub(crate) stranger_turns: Arc<Semaphore>,
+    /// Requests being sent and streams being served.
+    active: watch::Sender<usize>,
+    /// When a byte of HTTP last came from the peer.
+    heard: watch::Sender<Instant>,
+    /// Another connection is preferred: finish what is under way and start nothing.
+    pub(crate) retired: CancellationToken,
+    /// The peer prefers another connection.
+    unwanted: AtomicBool,
+    /// The connection is gone or going.
+    pub(crate) closed: CancellationToken,
+}
+
+impl Session {
+    /// Takes a connection that is up; [`Session::run`] does the rest.
+    pub(crate) fn new(connection: &streams::Connection, number: u64, shared: Arc<Shared>) -> Arc<Self> {
+        let address = connection.endpoint.get_remote_address().clone();
+        Arc::new(Self {
+            id: connection.id,
+            peer_id: connection.peer_id,
+            path: Path::of(&address),
+            address: address::split_peer_id(address).0,
+            dialled: connection.endpoint.is_dialer(),
+            number,
+            opener: connection.opener.clone(),
+            client: HttpClient::default(),
+            standing: watch::Sender::new(Standing::Stranger),
+            verified: OnceLock::new(),
+            stranger_turns: Arc::new(Semaphore::new(shared.limits.requests_per_stranger)),
+            active: watch::Sender::new(0),
+            heard: watch::Sender::new(Instant::now()),
+            retired: CancellationToken::new(),
+            unwanted: AtomicBool::new(false),
+            closed: CancellationToken::new(),
+            shared,
+        })
+    }
+
+    /// Whether requests may be sent on it.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.retired.is_cancelled() && !self.closed.is_cancelled()
+    }
+
+    /// The lower, the better: wanted by the peer, straight rather than relayed, QUIC rather than TCP, newer rather than
+    /// older (of two, the older may be what is left of a peer that has restarted since).
+    pub(crate) fn rank(&self) -> (bool, Path, std::cmp::Reverse<u64>) {
+        (
+            self.unwanted.load(Ordering::Relaxed),
+            self.path,
+            std::cmp::Reverse(self.number),
+        )
+    }
+
+    pub(crate) fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Who the peer proved to be.
+    pub(crate) fn verified(&self) -> Option<&Verified> {
+        self.verified.get()
+    }
+
+    /// The owner has put the session into the table of peers.
+    pub(crate) fn set_peer(&self, verified: Verified, peer: &Arc<Peer>) {
+        let _ = self.verified.set(verified);
+        self.standing.send_replace(Standing::Known(Arc::downgrade(peer)));
+    }
+
+    /// Waits until the peer is known. Never returns for a peer that does not say who it is; the connection ends first.
+    pub(crate) async fn known_peer(&self) -> Option<Arc<Peer>> {
+        let mut standing = self.standing.subscribe();
+        let known = standing
+            .wait_for(|standing| matches!(standing, Standing::Known(_)))
+            .await;
+        match known.as_deref() {
+            Ok(Standing::Known(peer)) => peer.upgrade(),
+            _ => None,
+        }
+    }
+
+    /// The peer said that it will close this connection, or asks that it be used no more.
+    pub(crate) fn set_unwanted(&self) {
+        self.unwanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Something came from the peer.
+    pub(crate) fn note_heard(&self) {
+        self.heard.send_replace(Instant::now());
+    }
+
+    /// Counts one request or served stream as under way, until the guard is dropped.
+    pub(crate) fn activity(self: &Arc<Self>) -> Activity {
+        self.active.send_modify(|active| *active += 1);
+        Activity(self.clone())
+    }
+
+    /// Asks the owner to close the connection. No request is sent on it from here on.
+    pub(crate) async fn over(&self, fault: SessionFault) {
+        self.closed.cancel();
+        let report = Report {
+            id: self.id,
+            news: News::Over(fault),
+        };
+        // Without an owner everything is over anyway.
+        let _ = self.shared.reports.send(report).await;
+    }
+
+    /// Stops new requests both ways, lets those under way finish, then asks for the connection to be closed.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        if self.retired.is_cancelled() {
+            return;
+        }
+        self.retired.cancel();
+        let session = self.clone();
+        let patience = self.shared.timing.answer;
+        self.shared.tasks.spawn(async move {
+            let mut active = session.active.subscribe();
+            let drained = timeout(patience, active.wait_for(|active| *active == 0)).map(drop);
+            tokio::select! {
+                () = drained => session.over(SessionFault::Drained).await,
+                () = session.closed.cancelled() => {}
+            }
+        });
+    }
+
+    /// Runs the session until the connection ends. Every task that it starts ends with it.
+    pub(crate) async fn run(self: Arc<Self>, mut accepted: mpsc::Receiver<(Protocol, Stream)>) {
+        let (hello_stream, hello_accepted) = oneshot::channel();
+        let mut hello_stream = Some(hello_stream);
+        let hello = self.clone().hello(hello_accepted);
+        tokio::pin!(hello);
+        let mut greeting = true;
+        let mut served = JoinSet::new();
+        let mut probing = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = &mut hello, if greeting => greeting = false,
+                stream = accepted.recv() => match stream {
+                    None => break,
+                    Some((Protocol::Hello, stream)) => match hello_stream.take() {
+                        // The hello may have failed meanwhile; then the stream is dropped, which resets it.
+                        Some(waiting) => drop(waiting.send(stream)),
+                        None => tracing::debug!(peer = %self.peer_id, "a second hello was refused"),
+                    },
+                    Some((Protocol::Http, stream)) if served.len() < MAX_SERVED_STREAMS => {
+                        served.spawn(server::serve(self.clone(), stream));
+                    }
+                    Some((Protocol::Http, _)) => tracing::debug!(peer = %self.peer_id, "too many HTTP streams"),
+                },
+                Some(_) = served.join_next(), if !served.is_empty() => {}
+                Some(_) = probing.join_next(), if !probing.is_empty() => {}
+                Some(()) = OptionFuture::from(self.probe_due()), if probing.is_empty() => {
+                    let session = self.clone();
+                    probing.spawn(async move { session.probe().await });
+                }
+                () = self.closed.cancelled() => break,
+            }
+        }
+        self.closed.cancel();
+    }
+
+    /// Presents and hears the hello, and reports what came of it.
+    async fn hello(self: Arc<Self>, accepted: oneshot::Receiver<Stream>) {
+        let exchange = async {
+            let stream = if self.dialled {
+                self.opener
+                    .open(Protocol::Hello)
+                    .await
+                    .map_err(SessionFault::HelloStream)?
+            } else {
+                accepted.await.map_err(|_| SessionFault::NoHello)?
+            };
+            Ok(self.shared.own.exchange(stream, self.peer_id).await?)
+        };
+        let outcome = match timeout(self.shared.timing.hello, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(SessionFault::NoHello),
+        };
+        match outcome {
+            Ok(verified) => {
+                self.opener.keep_alive(true).await;
+                let report = Report {
+                    id: self.id,
+                    news: News::Known(verified),
+                };
+                let _ = self.shared.reports.send(report).await;
+            }
+            Err(fault) if self.dialled && speaks_other_protocols(&fault) => {
+                tracing::debug!(peer = %self.peer_id, "the peer has no hello: a relay, perhaps");
+            }
+            Err(fault) => self.over(fault).await,
+        }
+    }
+
+    /// When the next check of an idle connection is due. QUIC checks its own; a TCP connection to a machine that vanished
+    /// would stay up for ever, and so would a relayed one. The dialler asks first, and its asking is news to the other.
+    fn probe_due(&self) -> Option<impl Future<Output = ()> + use<>> {
+        if self.path == Path::Quic || self.verified().is_none() {
+            return None;
+        }
+        let timing = &self.shared.timing;
+        let patience = if self.dialled {
+            timing.idle_timeout
+        } else {
+            timing.idle_timeout * 3 / 2
+        };
+        let mut heard = self.heard.subscribe();
+        Some(async move {
+            loop {
+                let due = *heard.borrow_and_update() + patience;
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => return,
+                    // The session holds the sender, and this future does not outlive the session.
+                    _ = heard.changed() => {}
+                }
+            }
+        })
+    }
+
+    /// Asks the peer for a sign of life, and gives up the connection without one.
+    pub(crate) async fn probe(self: &Arc<Self>) {
+        let patience: Duration = self.shared.timing.active_ping_timeout;
+        if !matches!(timeout(patience, self.ping()).await, Ok(Ok(()))) {
+            self.over(SessionFault::Dead).await;
+        }
+    }
+}
+
+/// A peer that we dialled and that knows no hello is no node; a relay that we hold a place at stays connected for that.
+fn speaks_other_protocols(fault: &SessionFault) -> bool {
+    matches!(
+        fault,
+        SessionFault::HelloStream(OpenError::Unsupported) | SessionFault::Hello(HelloFault::Stream(_))
+    )
+}
+
+/// See [`Session::activity`].
+pub(crate) struct Activity(Arc<Session>);
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.0.active.send_modify(|active| *active -= 1);
+    }
+}

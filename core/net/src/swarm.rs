@@ -1,0 +1,161 @@
+//! Puts libp2p together: transports, limits and the protocols that every node speaks. Decides nothing afterwards.
+
+use std::{num::NonZeroUsize, time::Duration};
+
+use libp2p::{
+    PeerId, Swarm, Transport,
+    connection_limits::{self, ConnectionLimits},
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, OrTransport, timeout::TransportTimeout},
+        upgrade::Version,
+    },
+    dns, identify,
+    identity::Keypair,
+    mdns, memory_connection_limits, noise, quic, relay,
+    swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
+    tcp, yamux,
+};
+
+use crate::{BoxError, NetConfig, StartError, Timing, streams};
+
+/// What identify tells everyone we connect to, the same for every node.
+pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
+pub(crate) const AGENT_VERSION: &str = concat!("kith/", env!("CARGO_PKG_VERSION"));
+
+/// Streams that the peer may have open on one connection.
+const MAX_STREAMS: u32 = 64;
+
+/// What may arrive unread, on one stream and on all of one connection.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Streams of one connection whose protocol is not agreed yet.
+const MAX_NEGOTIATING: usize = 32;
+
+/// Identify repeats itself this often; a change of address is pushed at once.
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Connections that one PeerId may have: what is left of a lost one, a relayed one, and two that crossed.
+const MAX_PER_PEER: u32 = 4;
+
+type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// The protocols of a node. Limits come first: what they refuse, the others never see.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    memory: memory_connection_limits::Behaviour,
+    relay: relay::client::Behaviour,
+    identify: identify::Behaviour,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+    streams: streams::Behaviour,
+}
+
+/// A node's swarm. It listens on nothing yet.
+pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behaviour>, StartError> {
+    let peer_id = keypair.public().to_peer_id();
+    let (relay_transport, relay) = relay::client::new(peer_id);
+    let relayed = relay_transport
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(keypair).map_err(setup)?)
+        .multiplex(muxer())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let transport = OrTransport::new(relayed, direct_transport(keypair, &config.timing)?)
+        .map(|either, _| either.into_inner())
+        .boxed();
+    let mdns = config
+        .mdns
+        .then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer_id))
+        .transpose()
+        .map_err(setup)?;
+    let behaviour = Behaviour {
+        limits: limits(&config.limits),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory),
+        relay,
+        identify: identify_behaviour(keypair),
+        mdns: mdns.into(),
+        streams: streams::Behaviour::default(),
+    };
+    Ok(swarm(transport, behaviour, peer_id, &config.timing))
+}
+
+/// QUIC, and TCP beside it, both by name or number.
+pub(crate) fn direct_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
+    match dns::tokio::Transport::system(numbered_transport(keypair, timing)?) {
+        Ok(named) => Ok(named.boxed()),
+        // Without a resolver (a bare container, some phones), addresses in numbers still work.
+        Err(error) => {
+            tracing::warn!(%error, "no resolver: host names in addresses will not be found");
+            numbered_transport(keypair, timing)
+        }
+    }
+}
+
+fn numbered_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(keypair).map_err(setup)?)
+        .multiplex(muxer())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let mut config = quic::Config::new(keypair);
+    config.handshake_timeout = timing.handshake;
+    config.keep_alive_interval = timing.keep_alive;
+    config.max_idle_timeout = u32::try_from(timing.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+    config.max_concurrent_stream_limit = MAX_STREAMS;
+    config.max_stream_data = STREAM_WINDOW;
+    config.max_connection_data = CONNECTION_WINDOW;
+    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let either = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
+    // A relayed dial takes two handshakes.
+    Ok(TransportTimeout::new(either, timing.handshake * 2).boxed())
+}
+
+fn muxer() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(MAX_STREAMS as usize);
+    config
+}
+
+/// A swarm over any behaviour, tuned as every node's and relay's is.
+pub(crate) fn swarm<B: NetworkBehaviour>(
+    transport: BoxedTransport,
+    behaviour: B,
+    peer_id: PeerId,
+    timing: &Timing,
+) -> Swarm<B> {
+    let config = swarm::Config::with_tokio_executor()
+        .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
+        .with_notify_handler_buffer_size(NonZeroUsize::MIN.saturating_add(15))
+        .with_idle_connection_timeout(timing.unused)
+        .with_smart_dial();
+    Swarm::new(transport, behaviour, peer_id, config)
+}
+
+/// Identify, saying nothing that differs from node to node but PeerId and addresses.
+pub(crate) fn identify_behaviour(keypair: &Keypair) -> identify::Behaviour {
+    let config = identify::Config::new(PROTOCOL_VERSION.to_owned(), keypair.public())
+        .with_agent_version(AGENT_VERSION.to_owned())
+        .with_interval(IDENTIFY_INTERVAL)
+        .with_push_listen_addr_updates(true)
+        .with_cache_size(0);
+    identify::Behaviour::new(config)
+}
+
+/// A quarter of the connections is out of reach for those who dial us, so that we can always dial.
+fn limits(limits: &crate::ConnectionLimits) -> connection_limits::Behaviour {
+    let incoming = limits.connections - limits.connections / 4;
+    connection_limits::Behaviour::new(
+        ConnectionLimits::default()
+            .with_max_established(Some(limits.connections))
+            .with_max_established_incoming(Some(incoming))
+            .with_max_established_per_peer(Some(MAX_PER_PEER))
+            .with_max_pending_incoming(Some(limits.pending))
+            .with_max_pending_outgoing(Some(limits.pending)),
+    )
+}
+
+fn setup<E: Into<BoxError>>(error: E) -> StartError {
+    StartError::Transport(error.into())
+}

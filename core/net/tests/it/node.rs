@@ -1,0 +1,251 @@
+//! A node for tests: real keys, a real [`Net`] on loopback, and a directory in memory.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
+use kith_net::{
+    Body, ConnectionLimits, Directory, DirectoryError, InboundService, Multiaddr, Net, NetConfig, PeerAddresses,
+    PeerEvent, RequestError, RequestLimits, Timing,
+};
+use rand::rngs::OsRng;
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use tokio::sync::broadcast;
+
+pub(crate) const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+pub(crate) const TCP: &str = "/ip4/127.0.0.1/tcp/0";
+
+/// A day in 2026, in milliseconds.
+pub(crate) const NOW: u64 = 1_790_000_000_000;
+
+pub(crate) fn timestamp(millis: u64) -> MilliSecondsSinceUnixEpoch {
+    MilliSecondsSinceUnixEpoch(UInt::new(millis).unwrap())
+}
+
+/// The keys of one installation.
+pub(crate) struct Keys {
+    pub(crate) identity: IdentityKey,
+    pub(crate) node: Arc<NodeKey>,
+    pub(crate) transport: TransportKey,
+    pub(crate) document: KeyDocument,
+}
+
+impl Keys {
+    pub(crate) fn generate() -> Self {
+        let identity = IdentityKey::generate(&mut OsRng);
+        let node = Arc::new(NodeKey::generate(&mut OsRng));
+        let document = KeyDocument::new(&identity, &node.public(), timestamp(NOW), timestamp(NOW * 2)).unwrap();
+        Self {
+            identity,
+            node,
+            transport: TransportKey::generate(&mut OsRng),
+            document,
+        }
+    }
+
+    pub(crate) fn server_name(&self) -> OwnedServerName {
+        self.document.server_name()
+    }
+}
+
+/// What a test looks into afterwards.
+pub(crate) struct MemoryDirectory {
+    pub(crate) own: Mutex<KeyDocument>,
+    pub(crate) documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
+    pub(crate) addresses: Mutex<HashMap<OwnedServerName, Vec<PeerAddresses>>>,
+    pub(crate) contacts: Mutex<Vec<OwnedServerName>>,
+    pub(crate) now: AtomicU64,
+}
+
+impl MemoryDirectory {
+    pub(crate) fn new(own: KeyDocument) -> Arc<Self> {
+        Arc::new(Self {
+            own: Mutex::new(own),
+            documents: Mutex::default(),
+            addresses: Mutex::default(),
+            contacts: Mutex::default(),
+            now: AtomicU64::new(NOW),
+        })
+    }
+}
+
+#[async_trait]
+impl Directory for MemoryDirectory {
+    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        timestamp(self.now.load(Ordering::Relaxed))
+    }
+
+    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
+        Ok(self.own.lock().unwrap().clone())
+    }
+
+    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
+        Ok(self.documents.lock().unwrap().get(server).cloned())
+    }
+
+    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
+        let mut documents = self.documents.lock().unwrap();
+        let newer = documents
+            .get(&document.server_name())
+            .is_none_or(|held| document.supersedes(held));
+        if newer {
+            documents.insert(document.server_name(), document);
+        }
+        Ok(())
+    }
+
+    async fn addresses(&self, server: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        Ok(self.addresses.lock().unwrap().get(server).cloned().unwrap_or_default())
+    }
+
+    async fn keep_addresses(&self, server: &ServerName, addresses: PeerAddresses) -> Result<(), DirectoryError> {
+        let mut all = self.addresses.lock().unwrap();
+        let known = all.entry(server.to_owned()).or_default();
+        known.retain(|known| known.peer_id != addresses.peer_id);
+        known.push(addresses);
+        Ok(())
+    }
+
+    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
+        Ok(self.contacts.lock().unwrap().clone())
+    }
+}
+
+/// A service from a plain async function.
+pub(crate) fn service<F, R>(answer: F) -> InboundService
+where
+    F: Fn(OwnedServerName, Request<Body>) -> R + Send + Sync + Clone + 'static,
+    R: Future<Output = Response<Bytes>> + Send + 'static,
+{
+    Arc::new(move |peer, request| {
+        let answer = answer(peer, request);
+        async move {
+            answer
+                .await
+                .map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync())
+        }
+        .boxed()
+    })
+}
+
+/// Answers with who asked, what for, and the body.
+pub(crate) fn echo() -> InboundService {
+    service(|peer, request| async move {
+        let (head, body) = request.into_parts();
+        let body = match body.collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => {
+                let mut answer = Response::new(Bytes::from(error.to_string()));
+                *answer.status_mut() = http::StatusCode::BAD_REQUEST;
+                return answer;
+            }
+        };
+        let line = format!("{peer} {} {}\n", head.method, head.uri);
+        Response::new([line.as_bytes(), &body].concat().into())
+    })
+}
+
+/// A node of which every part can be set before it starts.
+pub(crate) struct Setup {
+    pub(crate) keys: Keys,
+    pub(crate) directory: Arc<MemoryDirectory>,
+    pub(crate) service: InboundService,
+    pub(crate) listen: Vec<Multiaddr>,
+    pub(crate) relays: Vec<Multiaddr>,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) timing: Timing,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let keys = Keys::generate();
+        Self {
+            directory: MemoryDirectory::new(keys.document.clone()),
+            keys,
+            service: echo(),
+            listen: vec![QUIC.parse().unwrap()],
+            relays: Vec::new(),
+            limits: ConnectionLimits::default(),
+            timing: quick(),
+        }
+    }
+
+    pub(crate) fn listen(mut self, addresses: &[&str]) -> Self {
+        self.listen = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        self
+    }
+
+    pub(crate) fn config(&self) -> NetConfig {
+        NetConfig {
+            server_name: self.directory.own.lock().unwrap().server_name(),
+            transport_key: TransportKey::from_bytes(&self.keys.transport.to_bytes()),
+            node_key: self.keys.node.clone(),
+            directory: self.directory.clone(),
+            service: self.service.clone(),
+            listen: self.listen.clone(),
+            relays: self.relays.clone(),
+            external: Vec::new(),
+            mdns: false,
+            limits: self.limits.clone(),
+            timing: self.timing.clone(),
+        }
+    }
+
+    pub(crate) async fn start(self) -> Node {
+        let net = Net::start(self.config()).await.unwrap();
+        Node { setup: self, net }
+    }
+}
+
+/// Pauses short enough for a test, and long enough for a busy machine.
+pub(crate) fn quick() -> Timing {
+    Timing {
+        redial: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) setup: Setup,
+    pub(crate) net: Net,
+}
+
+impl Node {
+    pub(crate) fn name(&self) -> OwnedServerName {
+        self.setup.keys.server_name()
+    }
+
+    /// Tells this node where `other` listens.
+    pub(crate) async fn learn(&self, other: &Self) {
+        self.net
+            .add_addresses(&other.name(), other.net.local_peer_id(), &other.net.listen_addrs())
+            .await;
+    }
+
+    pub(crate) async fn get(&self, other: &Self, path: &str) -> Result<Response<Bytes>, RequestError> {
+        let request = Request::get(path).body(Bytes::new()).unwrap();
+        self.net.request(&other.name(), request, RequestLimits::default()).await
+    }
+
+    /// What the echo service of `other` answers to [`Node::get`].
+    pub(crate) fn expected(&self, path: &str) -> String {
+        format!("{} GET {path}\n", self.name())
+    }
+}
+
+/// The next event of a kind; others are passed over.
+pub(crate) async fn wait_for(events: &mut broadcast::Receiver<PeerEvent>, wanted: &PeerEvent) {
+    while events.recv().await.unwrap() != *wanted {}
+}
