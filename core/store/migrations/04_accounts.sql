@@ -39,3 +39,32 @@ CREATE TABLE registration_tokens (
     uses_left  INTEGER,
     expires_ts INTEGER
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE profiles (
+    user_id TEXT NOT NULL REFERENCES accounts (user_id),
+    field   TEXT NOT NULL,
+    -- JSON.
+    value   TEXT NOT NULL,
+    PRIMARY KEY (user_id, field)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE account_data (
+    user_id TEXT NOT NULL REFERENCES accounts (user_id),
+    -- Empty: global.
+    room_id TEXT NOT NULL,
+    type    TEXT NOT NULL,
+    -- JSON, the event's content.
+    content TEXT NOT NULL,
+    seq     INTEGER NOT NULL,
+    PRIMARY KEY (user_id, room_id, type)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX account_data_by_seq ON account_data (user_id, seq);
+
+CREATE TABLE filters (
+    user_id   TEXT NOT NULL REFERENCES accounts (user_id),
+    filter_id INTEGER NOT NULL,
+    -- JSON.
+    filter    TEXT NOT NULL,
+    PRIMARY KEY (user_id, filter_id),
+    UNIQUE (user_id, filter)
+) STRICT, WITHOUT ROWID;

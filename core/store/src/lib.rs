@@ -4,6 +4,7 @@
 //! small pool of read-only connections, each seeing one consistent snapshot. One module per table family adds its
 //! methods to [`ReadTxn`] and [`WriteTxn`].
 
+mod account_data;
 mod accounts;
 mod aliases;
 mod cache;
@@ -20,12 +21,14 @@ mod migrations;
 mod outside;
 mod packed;
 mod pool;
+mod profiles;
 mod reader;
 mod rooms;
 mod state;
 mod txn;
 mod writer;
 
+pub use account_data::AccountDataEntry;
 pub use accounts::{TokenHash, User};
 pub use aliases::Alias;
 pub use client_txns::ClientTxn;

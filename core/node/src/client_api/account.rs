@@ -10,10 +10,11 @@ use ruma::{
                 LoginType, RegistrationKind,
                 v3::{self as register},
             },
-            whoami,
+            request_openid_token, whoami,
         },
         error::ErrorKind,
     },
+    authentication::TokenType,
     exports::http::StatusCode,
 };
 use zeroize::Zeroizing;
@@ -30,7 +31,8 @@ pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = endpoint(router, check_registration_token_validity);
     let router = endpoint(router, whoami);
     let router = endpoint(router, change_password);
-    endpoint(router, deactivate)
+    let router = endpoint(router, deactivate);
+    endpoint(router, request_openid_token)
 }
 
 async fn register(hs: Homeserver, args: Args<register::Request>) -> Result<register::Response, Error> {
@@ -110,7 +112,20 @@ async fn deactivate(hs: Homeserver, args: Args<deactivate::v3::Request>) -> Resu
     hs.accounts
         .confirm(&session, "deactivate", args.request.auth.as_ref())
         .await?;
-    hs.accounts.deactivate(&session.user_id).await?;
+    hs.accounts.deactivate(&session.user_id, args.request.erase).await?;
     // No identity server is ever spoken to, so nothing was bound that could fail to be unbound.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
+}
+
+async fn request_openid_token(
+    hs: Homeserver,
+    args: Args<request_openid_token::v3::Request>,
+) -> Result<request_openid_token::v3::Response, Error> {
+    let (token, expires_in) = hs.accounts.create_openid_token(&args.caller, &args.request.user_id)?;
+    Ok(request_openid_token::v3::Response::new(
+        token,
+        TokenType::Bearer,
+        hs.context.server_name.clone(),
+        expires_in,
+    ))
 }

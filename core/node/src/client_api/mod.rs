@@ -1,13 +1,17 @@
 //! The client-server API: parse a request, call one service method, render its answer. No decision is made here.
 
 mod account;
+mod account_data;
+mod admin;
 mod authentication;
 mod device;
 mod discovery;
 mod endpoint;
 mod error;
 mod key_backup;
+mod profile;
 mod session;
+mod third_party;
 
 pub use crate::homeserver::Session;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
@@ -25,5 +29,9 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = account::routes(router);
     let router = device::routes(router);
     let router = key_backup::routes(router);
+    let router = admin::routes(router);
+    let router = profile::routes(router);
+    let router = account_data::routes(router);
+    let router = third_party::routes(router);
     router.with_state(homeserver)
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod peer;
+mod profile;
 
 use axum::Router;
 use ruma::OwnedServerName;
@@ -14,5 +15,6 @@ pub struct Peer(pub OwnedServerName);
 
 /// The routes that other nodes reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    Router::new().with_state(homeserver)
+    let router = profile::routes(Router::new());
+    router.with_state(homeserver)
 }

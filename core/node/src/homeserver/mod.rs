@@ -1,12 +1,16 @@
 //! The services of one homeserver. Each is a cheap handle over the [`Context`]; none of them knows HTTP.
 
+mod account_data;
 pub mod accounts;
 mod context;
 pub mod key_backup;
+mod profiles;
 
+pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
 pub use context::Context;
 pub use key_backup::KeyBackups;
+pub use profiles::Profiles;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -25,6 +29,10 @@ pub struct Services {
     pub accounts: Accounts,
     /// Backups of room keys.
     pub key_backups: KeyBackups,
+    /// What clients keep for themselves.
+    pub account_data: AccountData,
+    /// Names and pictures.
+    pub profiles: Profiles,
 }
 
 impl Homeserver {
@@ -32,11 +40,15 @@ impl Homeserver {
     pub fn new(context: Context) -> Self {
         let accounts = Accounts::new(context.clone());
         let key_backups = KeyBackups::new(context.clone());
+        let account_data = AccountData::new(context.clone());
+        let profiles = Profiles::new(context.clone());
         Self {
             services: Arc::new(Services {
                 context,
                 accounts,
                 key_backups,
+                account_data,
+                profiles,
             }),
         }
     }

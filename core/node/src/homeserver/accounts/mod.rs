@@ -5,6 +5,7 @@ mod devices;
 mod passwords;
 mod registration;
 mod sessions;
+mod temporary;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -16,7 +17,7 @@ pub use sessions::{Issued, NewDevice, Session};
 
 use std::sync::{Arc, OnceLock};
 
-use kith_store::User;
+use kith_store::{Device, User};
 use ruma::{
     OwnedUserId, UserId,
     api::{
@@ -41,7 +42,8 @@ struct Inner {
     throttle: throttle::Throttle,
     uiaa: uiaa::Sessions,
     cache: cache::TokenCache,
-    login_tokens: sessions::LoginTokens,
+    login_tokens: temporary::TemporaryTokens,
+    openid_tokens: temporary::TemporaryTokens,
     device_changes: OnceLock<Arc<dyn DeviceChanges>>,
 }
 
@@ -53,7 +55,8 @@ impl Accounts {
             throttle: throttle::Throttle::default(),
             uiaa: uiaa::Sessions::new(ctx.world.clone()),
             cache: cache::TokenCache::default(),
-            login_tokens: sessions::LoginTokens::default(),
+            login_tokens: temporary::TemporaryTokens::default(),
+            openid_tokens: temporary::TemporaryTokens::default(),
             device_changes: OnceLock::new(),
         };
         Self {
@@ -91,6 +94,50 @@ impl Accounts {
         self.ctx.store.read(|txn| Ok::<_, Error>(txn.users()?)).await
     }
 
+    /// The devices of a user, as an administrator may ask for anyone of this node, and everyone for themselves.
+    pub async fn whois(&self, session: &Session, user_id: &UserId) -> Result<Vec<Device>, Error> {
+        if session.must_be(user_id).is_err() {
+            self.must_administer(session).await?;
+        }
+        match self.user(user_id).await? {
+            Some(_) => self.devices(user_id).await,
+            None => Err(no_such_user()),
+        }
+    }
+
+    /// Whether an account is locked, as an administrator may ask.
+    pub async fn is_locked(&self, session: &Session, user_id: &UserId) -> Result<bool, Error> {
+        self.must_administer(session).await?;
+        self.must_be_local(user_id)?;
+        let user = self.user(user_id).await?.filter(|user| !user.deactivated);
+        user.map(|user| user.locked).ok_or_else(no_such_user)
+    }
+
+    /// Locks or unlocks an account in an administrator's name. Administrators are not locked.
+    pub async fn lock(&self, session: &Session, user_id: &UserId, locked: bool) -> Result<(), Error> {
+        self.must_administer(session).await?;
+        self.must_be_local(user_id)?;
+        if self.user(user_id).await?.is_some_and(|user| user.admin) {
+            return Err(Error::forbidden("an administrator cannot be locked"));
+        }
+        self.set_locked(user_id, locked).await
+    }
+
+    async fn must_administer(&self, session: &Session) -> Result<(), Error> {
+        match self.user(&session.user_id).await? {
+            Some(user) if user.admin => Ok(()),
+            _ => Err(Error::forbidden("only an administrator of this node may do that")),
+        }
+    }
+
+    fn must_be_local(&self, user_id: &UserId) -> Result<(), Error> {
+        if self.ctx.is_local(user_id) {
+            Ok(())
+        } else {
+            Err(Error::invalid_param("that user is another server's"))
+        }
+    }
+
     /// Locks or unlocks an account. A locked account keeps its devices, and every request of theirs gets `M_USER_LOCKED`.
     pub async fn set_locked(&self, user_id: &UserId, locked: bool) -> Result<(), Error> {
         let user = user_id.to_owned();
@@ -100,11 +147,7 @@ impl Accounts {
             .write(move |txn| Ok::<_, Error>(txn.set_locked(&user, locked)?))
             .await?;
         self.inner.cache.forget_user(user_id);
-        if found {
-            Ok(())
-        } else {
-            Err(Error::not_found("there is no such user"))
-        }
+        if found { Ok(()) } else { Err(no_such_user()) }
     }
 
     /// Demands that the user prove the password again before a grave step (user-interactive authentication). `step`
@@ -169,8 +212,9 @@ impl Accounts {
         Ok(())
     }
 
-    /// Gives an account up for ever: its devices go, its name is never given out again.
-    pub async fn deactivate(&self, user_id: &UserId) -> Result<(), Error> {
+    /// Gives an account up for ever: its devices and data go, its name is never given out again. `erase`: the profile goes
+    /// too.
+    pub async fn deactivate(&self, user_id: &UserId, erase: bool) -> Result<(), Error> {
         let (user, hook) = (user_id.to_owned(), self.device_changes());
         let servers = self
             .ctx
@@ -179,6 +223,10 @@ impl Accounts {
                 let all: Vec<_> = txn.devices(&user)?.into_iter().map(|device| device.device_id).collect();
                 let servers = devices::remove(txn, hook.as_deref(), &user, &all)?;
                 txn.deactivate_user(&user)?;
+                txn.delete_account_data(&user)?;
+                if erase {
+                    txn.delete_profile(&user)?;
+                }
                 Ok::<_, Error>(servers)
             })
             .await?;
@@ -224,6 +272,10 @@ impl Accounts {
             hook.wake(servers);
         }
     }
+}
+
+fn no_such_user() -> Error {
+    Error::not_found("there is no such user")
 }
 
 fn user_in_use() -> Error {

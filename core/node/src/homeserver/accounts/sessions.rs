@@ -1,15 +1,10 @@
 //! Logging in, and the tokens that prove a session from then on. Tokens leave here in the clear once; only their hashes stay.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use kith_store::{NewToken, TokenHash, TokenKind, WriteTxn};
 use ruma::{
-    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId,
+    DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, UserId,
     api::{client::uiaa::UserIdentifier, error::ErrorKind},
     exports::http::StatusCode,
 };
@@ -24,8 +19,8 @@ const ACCESS_LIFETIME: Duration = Duration::from_secs(60 * 60);
 pub(super) const REFRESH_LIFETIME: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 /// How long a login token works; two minutes as the specification suggests.
 const LOGIN_TOKEN_LIFETIME: Duration = Duration::from_secs(120);
-/// Login tokens waiting at the most; the oldest makes room.
-const LOGIN_TOKENS: usize = 256;
+/// How long an OpenID token works.
+const OPENID_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// How stale a device's `last_seen_ts` may be, in milliseconds; each update costs a write.
 const LAST_SEEN_MS: u64 = 10 * 60 * 1000;
 /// The longest device id a client may choose, in bytes.
@@ -38,6 +33,17 @@ pub struct Session {
     pub user_id: OwnedUserId,
     /// The device.
     pub device_id: OwnedDeviceId,
+}
+
+impl Session {
+    /// Refuses acting for anyone else.
+    pub fn must_be(&self, user_id: &UserId) -> Result<(), Error> {
+        if self.user_id == user_id {
+            Ok(())
+        } else {
+            Err(Error::forbidden(format!("you are not {user_id}")))
+        }
+    }
 }
 
 /// The device that a login is for.
@@ -96,6 +102,23 @@ impl Accounts {
         let expires = self.after(LOGIN_TOKEN_LIFETIME);
         self.inner.login_tokens.put(hash(&token), user_id, expires);
         (token, LOGIN_TOKEN_LIFETIME)
+    }
+
+    /// A token by which a third party can learn from this server who the user is, and how long it works.
+    pub fn create_openid_token(&self, session: &Session, user_id: &UserId) -> Result<(String, Duration), Error> {
+        session.must_be(user_id)?;
+        let token = self.ctx.world.random_token();
+        let expires = self.after(OPENID_TOKEN_LIFETIME);
+        self.inner.openid_tokens.put(hash(&token), user_id.to_owned(), expires);
+        Ok((token, OPENID_TOKEN_LIFETIME))
+    }
+
+    /// Who handed out an OpenID token; `M_UNKNOWN_TOKEN` for one that is unknown or expired.
+    pub fn openid_user(&self, token: &str) -> Result<OwnedUserId, Error> {
+        let tokens = &self.inner.openid_tokens;
+        tokens
+            .look_up(&hash(token), self.ctx.world.now())
+            .ok_or_else(|| unknown_token(false))
     }
 
     /// Whose session an access token proves.
@@ -298,30 +321,6 @@ impl Prepared {
         txn.log_device_in(user_id, device_id, self.display_name.as_deref(), now)?;
         txn.insert_tokens(user_id, device_id, 0, &self.tokens)?;
         Ok(self.issued)
-    }
-}
-
-/// Login tokens that wait to be used.
-#[derive(Default)]
-pub(super) struct LoginTokens {
-    waiting: Mutex<HashMap<TokenHash, (OwnedUserId, MilliSecondsSinceUnixEpoch)>>,
-}
-
-impl LoginTokens {
-    fn put(&self, hash: TokenHash, user_id: OwnedUserId, expires: MilliSecondsSinceUnixEpoch) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= LOGIN_TOKENS
-            && let Some(oldest) = waiting.iter().min_by_key(|(_, (_, at))| *at).map(|(hash, _)| *hash)
-        {
-            waiting.remove(&oldest);
-        }
-        waiting.insert(hash, (user_id, expires));
-    }
-
-    fn take(&self, hash: &TokenHash, now: MilliSecondsSinceUnixEpoch) -> Option<OwnedUserId> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (user_id, expires) = waiting.remove(hash)?;
-        (expires > now).then_some(user_id)
     }
 }
 
