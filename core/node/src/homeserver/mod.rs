@@ -1,6 +1,8 @@
 //! The services of one homeserver. Each is a cheap handle over the [`Context`]; none of them knows HTTP.
 
 mod account_data;
+#[cfg(test)]
+mod account_data_tests;
 pub mod accounts;
 mod context;
 pub mod key_backup;
