@@ -296,6 +296,7 @@ impl Node {
     /// Ends the node and starts it again over the same files, as after a crash between two commits.
     pub(crate) async fn restart(&mut self) {
         self.wires.set_router(&self.name, None);
+        self.hs.shutdown().await;
         self.hs.context.store.close().await;
         self.hs = open(&self.keys, &self.data, &self.wires, &self.clock).await;
     }
@@ -354,6 +355,7 @@ async fn open(keys: &Keys, data: &TempDir, wires: &Wires, clock: &ManualClock) -
         key_document: watch::channel(Arc::clone(&keys.document)).1,
     });
     wires.set_router(name, Some(federation::router(hs.clone())));
+    hs.start().await.unwrap();
     hs
 }
 

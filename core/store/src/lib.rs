@@ -18,6 +18,7 @@ mod events;
 mod intern;
 mod members;
 mod migrations;
+mod outbox;
 mod outside;
 mod packed;
 mod pool;
@@ -25,6 +26,7 @@ mod profiles;
 mod reader;
 mod rooms;
 mod state;
+mod transactions;
 mod txn;
 mod writer;
 
@@ -41,6 +43,7 @@ pub use e2ee::{
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
 pub use members::{Member, RoomMembership};
+pub use outbox::{BatchLimits, OutboxBatch};
 pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};
 pub use rooms::{CurrentStateChange, SavedEvent};

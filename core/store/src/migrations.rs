@@ -7,6 +7,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/01_stream.sql")),
     M::up(include_str!("../migrations/02_rooms.sql")),
     M::up(include_str!("../migrations/03_directory.sql")),
+    M::up(include_str!("../migrations/03_outbox.sql")),
     M::up(include_str!("../migrations/04_accounts.sql")),
     M::up(include_str!("../migrations/05_e2ee.sql")),
     M::up(include_str!("../migrations/06_rooms_service.sql")),

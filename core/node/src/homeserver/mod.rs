@@ -6,16 +6,20 @@ mod account_data_tests;
 pub mod accounts;
 mod context;
 pub mod key_backup;
+pub mod outbox;
 mod profiles;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
 pub use context::Context;
 pub use key_backup::KeyBackups;
+pub use outbox::Outbox;
 pub use profiles::Profiles;
 
 use std::ops::Deref;
 use std::sync::Arc;
+
+use crate::Error;
 
 /// The running homeserver: every service, made once. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +31,8 @@ pub struct Homeserver {
 pub struct Services {
     /// What every service stands on.
     pub context: Context,
+    /// What waits for other servers.
+    pub outbox: Outbox,
     /// Users, devices and sessions.
     pub accounts: Accounts,
     /// Backups of room keys.
@@ -40,6 +46,7 @@ pub struct Services {
 impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
+        let outbox = Outbox::new(context.clone());
         let accounts = Accounts::new(context.clone());
         let key_backups = KeyBackups::new(context.clone());
         let account_data = AccountData::new(context.clone());
@@ -47,12 +54,23 @@ impl Homeserver {
         Self {
             services: Arc::new(Services {
                 context,
+                outbox,
                 accounts,
                 key_backups,
                 account_data,
                 profiles,
             }),
         }
+    }
+
+    /// Starts what works by itself: call it once the network is up.
+    pub async fn start(&self) -> Result<(), Error> {
+        self.outbox.start().await
+    }
+
+    /// Ends what [`Homeserver::start`] started; the store may be closed afterwards.
+    pub async fn shutdown(&self) {
+        self.outbox.shutdown().await;
     }
 }
 

@@ -1,0 +1,344 @@
+//! Sends what waits for other servers: one task per server that something waits for, one transaction at a time. It
+//! never drops what the database holds before the other side has said that it has it, and it never polls.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use kith_engine::backoff;
+use kith_store::{BatchLimits, OutboxBatch};
+use rand::RngCore;
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedServerName, OwnedTransactionId, ServerName,
+    api::federation::transactions::{edu::Edu, send_transaction_message},
+    serde::Raw,
+};
+use serde_json::value::RawValue;
+use tokio::{
+    sync::{
+        Notify,
+        broadcast::{Receiver, error::RecvError},
+    },
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Error, federation::client, homeserver::Context, network::PeerEvent};
+
+/// What one transaction may hold. Server-server API, "Transactions": 50 PDUs and 100 EDUs.
+const LIMITS: BatchLimits = BatchLimits {
+    pdus: 50,
+    edus: 100,
+    bytes: 2 * 1024 * 1024,
+};
+
+/// Passing news kept in memory for one server; the oldest make room.
+const MAX_PASSING: usize = LIMITS.edus;
+
+/// The service. Cheap to clone; [`Outbox::shutdown`], or dropping the last handle, ends its tasks.
+#[derive(Clone)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What the tasks hold. They do not hold [`Inner`], which owns them.
+struct Shared {
+    ctx: Context,
+    destinations: Mutex<HashMap<OwnedServerName, Arc<Destination>>>,
+    closing: CancellationToken,
+}
+
+/// A server that something waits for, while its task runs.
+#[derive(Default)]
+struct Destination {
+    /// Something was queued since the task last looked.
+    woken: AtomicBool,
+    /// The server was seen: a wait for the next attempt ends.
+    seen: Notify,
+    /// News that are worth sending now or never, by slot.
+    passing: Mutex<BTreeMap<String, Box<RawValue>>>,
+}
+
+/// One transaction, unchanged from its first attempt to its last.
+struct Transaction {
+    request: send_transaction_message::v1::Request,
+    /// The last database row in it; none for passing news.
+    last: Option<i64>,
+}
+
+impl Outbox {
+    /// Makes the service; it sends nothing before [`Outbox::start`] or [`Outbox::wake`].
+    pub fn new(ctx: Context) -> Self {
+        let shared = Shared {
+            ctx,
+            destinations: Mutex::default(),
+            closing: CancellationToken::new(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                shared: Arc::new(shared),
+                tasks: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Takes up what an earlier run left, and listens for peers that come back.
+    pub async fn start(&self) -> Result<(), Error> {
+        let events = self.inner.shared.ctx.network.events();
+        self.spawn(watch_peers(Arc::clone(&self.inner.shared), events));
+        let servers = self.inner.shared.ctx.store.read(|txn| txn.outbox_servers()).await?;
+        self.wake(servers);
+        Ok(())
+    }
+
+    /// Ends all tasks. What was not acknowledged by the other side stays in the database.
+    pub async fn shutdown(&self) {
+        self.inner.shared.closing.cancel();
+        let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Says that the database holds something for these servers: call it after the commit.
+    pub fn wake(&self, servers: impl IntoIterator<Item = OwnedServerName>) {
+        for server in servers {
+            self.with_destination(server, |_| ());
+        }
+    }
+
+    /// Sends an EDU to those of these servers that are connected, and forgets it for the others: for what is worthless
+    /// a moment later, such as typing. Of news in the same slot only the newest are sent.
+    pub fn tell(&self, servers: impl IntoIterator<Item = OwnedServerName>, slot: &str, edu: &RawValue) {
+        let connected = self.inner.shared.ctx.network.peers();
+        for server in servers {
+            if !connected.iter().any(|peer| peer.server_name == server) {
+                continue;
+            }
+            self.with_destination(server, |destination| {
+                let mut passing = lock(&destination.passing);
+                passing.insert(slot.to_owned(), edu.to_owned());
+                if passing.len() > MAX_PASSING {
+                    passing.pop_first();
+                }
+            });
+        }
+    }
+
+    /// Says that a server was heard of: whatever waits for it is tried at once.
+    pub fn handle_seen(&self, server: &ServerName) {
+        self.inner.shared.handle_seen(server);
+    }
+
+    /// Hands something to a server's task, and starts the task if there is none.
+    fn with_destination(&self, server: OwnedServerName, give: impl FnOnce(&Destination)) {
+        let shared = &self.inner.shared;
+        if shared.ctx.is_self(&server) || shared.closing.is_cancelled() {
+            return;
+        }
+        let mut destinations = lock(&shared.destinations);
+        match destinations.entry(server) {
+            Entry::Occupied(running) => {
+                give(running.get());
+                running.get().woken.store(true, Ordering::Release);
+            }
+            Entry::Vacant(place) => {
+                let server = place.key().clone();
+                let destination = Arc::clone(place.insert(Arc::default()));
+                give(&destination);
+                self.spawn(serve(Arc::clone(shared), server, destination));
+            }
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.inner.shared.closing.clone();
+        let mut tasks = lock(&self.inner.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn handle_seen(&self, server: &ServerName) {
+        if let Some(destination) = lock(&self.destinations).get(server) {
+            destination.seen.notify_one();
+        }
+    }
+
+    /// Ends a server's task unless something came in since it last looked.
+    fn retire(&self, server: &ServerName, destination: &Destination) -> bool {
+        let mut destinations = lock(&self.destinations);
+        if destination.woken.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        destinations.remove(server);
+        true
+    }
+
+    /// The next transaction for a server: what the database holds after a row, or else passing news.
+    async fn next_transaction(
+        &self,
+        server: &OwnedServerName,
+        destination: &Destination,
+        after: i64,
+    ) -> Result<Option<Transaction>, Error> {
+        destination.woken.store(false, Ordering::Release);
+        let name = server.clone();
+        let batch = self
+            .ctx
+            .store
+            .read(move |txn| txn.outbox_batch(&name, after, LIMITS))
+            .await?;
+        if let Some(batch) = batch {
+            return Ok(Some(self.transaction(batch)));
+        }
+        let passing = std::mem::take(&mut *lock(&destination.passing));
+        if passing.is_empty() {
+            return Ok(None);
+        }
+        let mut request = self.request(self.ctx.world.random_token().into());
+        request.edus = passing.into_values().map(Raw::<Edu>::from_json).collect();
+        Ok(Some(Transaction { request, last: None }))
+    }
+
+    /// Names a batch by its rows and its content: after a restart, or over a restored backup, the same id never stands
+    /// for something else.
+    fn transaction(&self, batch: OutboxBatch) -> Transaction {
+        let mut hash = blake3::Hasher::new();
+        for json in batch.pdus.iter().chain(&batch.edus) {
+            hash.update(json.get().as_bytes()).update(b"\n");
+        }
+        let content = &data_encoding::BASE32_NOPAD.encode(&hash.finalize().as_bytes()[..10]);
+        let id = format!("{}-{}-{}", batch.first, batch.last, content.to_ascii_lowercase());
+        let mut request = self.request(id.into());
+        request.pdus = batch.pdus;
+        request.edus = batch.edus.into_iter().map(Raw::<Edu>::from_json).collect();
+        Transaction {
+            request,
+            last: Some(batch.last),
+        }
+    }
+
+    fn request(&self, id: OwnedTransactionId) -> send_transaction_message::v1::Request {
+        let now: MilliSecondsSinceUnixEpoch = self.ctx.world.now();
+        send_transaction_message::v1::Request::new(id, self.ctx.server_name.clone(), now)
+    }
+
+    async fn send(&self, server: &ServerName, transaction: &Transaction) -> Result<(), Error> {
+        let answer = client::request(&self.ctx, server, transaction.request.clone()).await?;
+        for (event, outcome) in answer.pdus {
+            if let Err(reason) = outcome {
+                // Its own checks are its own business: sending again would change nothing.
+                tracing::info!(%server, %event, reason, "an event was refused by another server");
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what a server has acknowledged; the next transaction need not wait for that.
+    fn forget(&self, server: &OwnedServerName, last: i64) -> JoinHandle<()> {
+        let (store, server) = (self.ctx.store.clone(), server.clone());
+        tokio::spawn(async move {
+            if let Err(error) = store.write(move |txn| txn.outbox_sent(&server, last)).await {
+                tracing::warn!(%error, "what was sent could not be deleted; it is sent again after a restart");
+            }
+        })
+    }
+
+    /// Waits before the next attempt, or until the server is seen, which forgives its failures.
+    async fn wait(&self, destination: &Destination, failures: &mut u32) {
+        *failures += 1;
+        let random = self.ctx.world.rng().next_u64();
+        tokio::select! {
+            () = tokio::time::sleep(backoff(*failures, random)) => {}
+            () = destination.seen.notified() => *failures = 0,
+        }
+    }
+}
+
+/// The task of one server: runs until nothing waits for it any more.
+async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<Destination>) {
+    let mut failures = 0;
+    let mut sent = i64::MIN;
+    let mut forgetting: Option<JoinHandle<()>> = None;
+    let mut pending = None;
+    loop {
+        if pending.is_none() {
+            pending = match shared.next_transaction(&server, &destination, sent).await {
+                Ok(Some(transaction)) => Some(transaction),
+                Ok(None) => {
+                    // A new task would start over: what was sent must be gone before.
+                    if let Some(forgetting) = forgetting.take() {
+                        let _ = forgetting.await;
+                    }
+                    if shared.retire(&server, &destination) {
+                        return;
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%server, %error, "what waits for a server could not be read");
+                    shared.wait(&destination, &mut failures).await;
+                    continue;
+                }
+            };
+        }
+        let Some(transaction) = &pending else { continue };
+        match shared.send(&server, transaction).await {
+            Ok(()) => {
+                failures = 0;
+                if let Some(last) = transaction.last {
+                    sent = last;
+                    if let Some(earlier) = forgetting.replace(shared.forget(&server, last)) {
+                        let _ = earlier.await;
+                    }
+                }
+                pending = None;
+            }
+            Err(error) => {
+                tracing::debug!(%server, %error, failures, "a transaction did not arrive");
+                let passing = transaction.last.is_none();
+                if passing {
+                    // Worthless by the time of another attempt.
+                    pending = None;
+                    continue;
+                }
+                shared.wait(&destination, &mut failures).await;
+            }
+        }
+    }
+}
+
+/// Ends waits when peers come up.
+async fn watch_peers(shared: Arc<Shared>, mut events: Receiver<PeerEvent>) {
+    loop {
+        match events.recv().await {
+            Ok(PeerEvent::Up(server)) => shared.handle_seen(&server),
+            Ok(PeerEvent::Down(_)) => {}
+            Err(RecvError::Lagged(_)) => {
+                for peer in shared.ctx.network.peers() {
+                    shared.handle_seen(&peer.server_name);
+                }
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// A poisoned lock only says that another thread panicked; what these locks guard is whole at every step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,149 @@
+//! What other servers must still be sent: written in the commit that made it, deleted once the other side has it. It
+//! sends nothing.
+
+use ruma::{EventId, OwnedServerName, ServerName};
+use serde_json::value::RawValue;
+
+use crate::{ReadTxn, StoreError, WriteTxn, intern::missing};
+
+/// PDUs that wait for one server before the oldest make room: a server that has been away for so long learns from the
+/// newer ones what it lacks, and fetches it.
+const MAX_PDUS_WAITING: i64 = 5_000;
+/// The bound is looked at when a row's number is a multiple of this, so that it may be passed a little.
+const LIMIT_EVERY: i64 = 64;
+
+/// The first of what waits for one server, in the order in which it was made.
+#[derive(Debug, Clone)]
+pub struct OutboxBatch {
+    /// Number of the first row.
+    pub first: i64,
+    /// Number of the last row: [`WriteTxn::outbox_sent`] deletes up to here.
+    pub last: i64,
+    /// Events, as JSON.
+    pub pdus: Vec<Box<RawValue>>,
+    /// EDUs, as JSON.
+    pub edus: Vec<Box<RawValue>>,
+}
+
+/// How much one batch may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLimits {
+    /// Events.
+    pub pdus: usize,
+    /// EDUs.
+    pub edus: usize,
+    /// Bytes of JSON, passed by at most the last entry.
+    pub bytes: usize,
+}
+
+impl ReadTxn<'_> {
+    /// What waits longest for a server among the rows after one; none if nothing does.
+    pub fn outbox_batch(
+        &self,
+        server: &ServerName,
+        after: i64,
+        limits: BatchLimits,
+    ) -> Result<Option<OutboxBatch>, StoreError> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT outbox.id, event IS NOT NULL, ifnull(edu, json) FROM outbox LEFT JOIN events USING (event)
+             WHERE server = (SELECT server FROM servers WHERE name = ?) AND outbox.id > ? ORDER BY outbox.id",
+        )?;
+        let mut rows = statement.query((server.as_str(), after))?;
+        let mut batch: Option<OutboxBatch> = None;
+        let mut bytes = 0;
+        while let Some(row) = rows.next()? {
+            let (id, is_pdu, json): (i64, bool, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let batch = batch.get_or_insert_with(|| OutboxBatch {
+                first: id,
+                last: id,
+                pdus: Vec::new(),
+                edus: Vec::new(),
+            });
+            let (list, limit) = match is_pdu {
+                true => (&mut batch.pdus, limits.pdus),
+                false => (&mut batch.edus, limits.edus),
+            };
+            // It ends before the first row that has no place: nothing may overtake.
+            if list.len() >= limit || bytes > limits.bytes {
+                break;
+            }
+            bytes += json.len();
+            list.push(RawValue::from_string(json).map_err(|error| StoreError::Corrupt {
+                what: "outgoing JSON",
+                reason: error.to_string(),
+            })?);
+            batch.last = id;
+        }
+        Ok(batch)
+    }
+
+    /// The servers that something waits for.
+    pub fn outbox_servers(&self) -> Result<Vec<OwnedServerName>, StoreError> {
+        self.names(
+            "SELECT name FROM servers WHERE EXISTS (SELECT 1 FROM outbox WHERE outbox.server = servers.server)",
+            "server name",
+            [],
+        )
+    }
+
+    /// How many entries wait, over all servers.
+    pub fn outbox_len(&self) -> Result<u64, StoreError> {
+        Ok(self.lookup("SELECT count(*) FROM outbox", [])?.unwrap_or(0))
+    }
+}
+
+impl WriteTxn<'_> {
+    /// Has an event sent to servers. This node itself must not be among them. Wake the outbox after the commit.
+    pub fn enqueue_pdu(&self, servers: &[OwnedServerName], event: &EventId) -> Result<(), StoreError> {
+        let event = self.event_no(event)?.ok_or_else(|| missing("event to send"))?;
+        for server in servers {
+            let server = self.intern_server(server)?;
+            let row = self
+                .conn()
+                .prepare_cached("INSERT INTO outbox (server, event) VALUES (?, ?)")?
+                .insert((server, event))?;
+            self.limit_outbox(server, row)?;
+        }
+        Ok(())
+    }
+
+    /// Has an EDU (`{"edu_type": …, "content": …}`) sent to a server, not this node. Wake the outbox after the commit.
+    pub fn enqueue_edu(&self, server: &ServerName, edu: &RawValue) -> Result<(), StoreError> {
+        let server = self.intern_server(server)?;
+        self.conn()
+            .prepare_cached("INSERT INTO outbox (server, edu) VALUES (?, ?)")?
+            .execute((server, edu.get()))?;
+        Ok(())
+    }
+
+    /// [`WriteTxn::enqueue_edu`] for news that the next ones under the same slot make worthless, such as a user's read
+    /// receipt in a room: an older one that still waits is dropped.
+    pub fn enqueue_edu_in(&self, server: &ServerName, slot: &str, edu: &RawValue) -> Result<(), StoreError> {
+        let server = self.intern_server(server)?;
+        self.conn()
+            .prepare_cached("INSERT OR REPLACE INTO outbox (server, edu, slot) VALUES (?, ?, ?)")?
+            .execute((server, edu.get(), slot))?;
+        Ok(())
+    }
+
+    /// Forgets what a server has received: everything up to the last row of a batch.
+    pub fn outbox_sent(&self, server: &ServerName, last: i64) -> Result<(), StoreError> {
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM outbox WHERE server = (SELECT server FROM servers WHERE name = ?) AND id <= ?",
+            )?
+            .execute((server.as_str(), last))?;
+        Ok(())
+    }
+
+    /// Keeps the rows for one server within bounds; looks only now and then, since counting costs.
+    fn limit_outbox(&self, server: i64, newest: i64) -> Result<(), StoreError> {
+        if newest % LIMIT_EVERY != 0 {
+            return Ok(());
+        }
+        let sql = "DELETE FROM outbox WHERE id IN (
+                       SELECT id FROM outbox WHERE server = ? AND event IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?)";
+        self.conn().prepare_cached(sql)?.execute((server, MAX_PDUS_WAITING))?;
+        Ok(())
+    }
+}
