@@ -52,7 +52,11 @@ pub(crate) struct EventRow {
 const ROW: &str = "SELECT event, room, stream, status, outlier, state_before, state_after, redacted_by FROM events";
 
 impl EventRow {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    /// The columns that [`EventRow::read`] reads, for queries that join other tables.
+    pub(crate) const COLUMNS: &str = "events.event, events.room, events.stream, events.status, events.outlier, \
+         events.state_before, events.state_after, events.redacted_by";
+
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             event: row.get(0)?,
             room: row.get(1)?,
@@ -157,7 +161,7 @@ impl ReadTxn<'_> {
         Ok(pdu)
     }
 
-    fn timeline_entry(&self, row: &EventRow) -> Result<Option<TimelineEvent>, StoreError> {
+    pub(crate) fn timeline_entry(&self, row: &EventRow) -> Result<Option<TimelineEvent>, StoreError> {
         let Some(stream) = row.stream else {
             return Ok(None);
         };

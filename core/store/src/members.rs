@@ -22,6 +22,8 @@ pub struct Member {
     pub membership: MembershipState,
     /// The `m.room.member` event that says so.
     pub event_id: OwnedEventId,
+    /// When the entry became what it is.
+    pub seq: Seq,
 }
 
 /// One of the rooms that a user's membership is known in.
@@ -33,13 +35,15 @@ pub struct RoomMembership {
     pub membership: MembershipState,
     /// The `m.room.member` event that says so.
     pub event_id: OwnedEventId,
+    /// When the entry became what it is.
+    pub seq: Seq,
 }
 
 impl ReadTxn<'_> {
     /// A user's place in a room; none if the current state has no word of it.
     pub fn member(&self, room: &RoomId, user: &UserId) -> Result<Option<Member>, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, membership, event_id FROM members JOIN users USING (user) JOIN events USING (event)
+            "SELECT user_id, membership, event_id, members.seq FROM members JOIN users USING (user) JOIN events USING (event)
              WHERE members.room = (SELECT room FROM rooms WHERE room_id = ?)
                AND user = (SELECT user FROM users WHERE user_id = ?)",
         )?;
@@ -60,7 +64,7 @@ impl ReadTxn<'_> {
     /// The members of a room with these memberships, by user number: the order is stable and means nothing.
     pub fn members(&self, room: &RoomId, wanted: &[MembershipState]) -> Result<Vec<Member>, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, membership, event_id FROM members INDEXED BY members_membership
+            "SELECT user_id, membership, event_id, members.seq FROM members INDEXED BY members_membership
              JOIN users USING (user) JOIN events USING (event)
              WHERE members.room = (SELECT room FROM rooms WHERE room_id = ?) AND membership = ? ORDER BY user",
         )?;
@@ -86,22 +90,23 @@ impl ReadTxn<'_> {
     /// The rooms in which a user has one of these memberships.
     pub fn rooms_of(&self, user: &UserId, wanted: &[MembershipState]) -> Result<Vec<RoomMembership>, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT room_id, membership, event_id FROM members JOIN rooms USING (room)
+            "SELECT room_id, membership, event_id, members.seq FROM members JOIN rooms USING (room)
              JOIN events ON events.event = members.event
              WHERE user = (SELECT user FROM users WHERE user_id = ?) AND membership = ? ORDER BY members.room",
         )?;
         let mut rooms = Vec::new();
         for membership in wanted {
             let rows = statement.query_map((user.as_str(), to_number(membership)), |row| {
-                let texts: (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                Ok(texts)
+                let row: (String, i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+                Ok(row)
             })?;
             for row in rows {
-                let (room_id, membership, event_id) = row?;
+                let (room_id, membership, event_id, seq) = row?;
                 rooms.push(RoomMembership {
                     room_id: parse("room id", &room_id)?,
                     membership: from_number(membership)?,
                     event_id: parse("event id", &event_id)?,
+                    seq: Seq(seq),
                 });
             }
         }
@@ -274,6 +279,7 @@ fn member(row: &Row<'_>) -> Result<Member, StoreError> {
         user_id: parse("user id", row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?,
         membership: from_number(row.get(1)?)?,
         event_id: parse("event id", row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?)?,
+        seq: Seq(row.get(3)?),
     })
 }
 

@@ -214,6 +214,9 @@ impl WriteTxn<'_> {
             Some(_) => self.update_event(&row)?,
             None => self.insert_event(pdu, &row)?,
         }
+        if let Some(stream) = row.stream {
+            self.index_event(event, room, stream, pdu)?;
+        }
         if applied.status == EventStatus::Accepted && !applied.outlier {
             self.save_edges(&row, pdu)?;
             self.save_early_redaction(event, pdu, &applied.version)?;
@@ -300,6 +303,12 @@ impl WriteTxn<'_> {
                 false => self.next_seq()?.0,
             };
             self.place_event(by.event, stream)?;
+            self.index_event(
+                by.event,
+                by.room,
+                stream,
+                &self.pdu(by.event, by.redacted_by.is_some())?,
+            )?;
         }
         let Some(target) = self.event_row(&redaction.target)? else {
             return Ok(());
@@ -309,7 +318,11 @@ impl WriteTxn<'_> {
         }
         let id = &redaction.target;
         let rules = rules(&applied.version).map_err(corrupt(id))?;
-        let mut object = self.pdu(target.event, false)?.to_object().map_err(corrupt(id))?;
+        let pdu = self.pdu(target.event, false)?;
+        if let Some(stream) = target.stream {
+            self.unindex_event(target.event, target.room, stream, &pdu)?;
+        }
+        let mut object = pdu.to_object().map_err(corrupt(id))?;
         redact_in_place(&mut object, &rules.redaction, None).map_err(corrupt(id))?;
         let json = serde_json::to_string(&object).map_err(corrupt(id))?;
         self.redact_event(target.event, &json, by.event)
