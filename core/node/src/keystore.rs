@@ -12,8 +12,8 @@ use std::{
 };
 
 use data_encoding::BASE64URL_NOPAD;
-use kith_identity::{DocumentError, IdentityKey, IdentityPublicKey, KeyDocument, NodeKey, TransportKey};
-use ruma::{MilliSecondsSinceUnixEpoch, UInt};
+use kith_identity::{DocumentError, IdentityKey, KeyDocument, NodeKey, TransportKey};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 use zeroize::Zeroizing;
 
 use crate::clock::World;
@@ -75,7 +75,7 @@ pub enum KeystoreError {
     },
     /// The folder has an identity already, and it is another one.
     #[error("this folder already belongs to {0}; restore into an empty one")]
-    OtherIdentity(IdentityPublicKey),
+    OtherIdentity(OwnedServerName),
     /// The key document cannot be made or changed.
     #[error("the key document cannot be used")]
     Document(#[from] DocumentError),
@@ -151,11 +151,11 @@ impl Keystore {
         self.prepare_folder()?;
         match self.identity()? {
             Some(held) if held.public() == identity.public() => Ok(()),
-            Some(held) => Err(KeystoreError::OtherIdentity(held.public())),
+            Some(held) => Err(KeystoreError::OtherIdentity(held.public().server_name())),
             None => {
                 let document = self.read_document()?;
                 match document.map(|document| document.identity()) {
-                    Some(other) if other != identity.public() => Err(KeystoreError::OtherIdentity(other)),
+                    Some(other) if other != identity.public() => Err(KeystoreError::OtherIdentity(other.server_name())),
                     _ => self.create_identity(identity).map(drop),
                 }
             }
@@ -476,7 +476,9 @@ mod tests {
         let again = IdentityKey::from_bytes(&before.identity.to_bytes());
         new.keystore.restore(again).unwrap();
         let other = new.keystore.restore(IdentityKey::from_bytes(&[9; 32]));
-        assert!(matches!(other, Err(KeystoreError::OtherIdentity(held)) if held == before.identity.public()));
+        assert!(
+            matches!(other, Err(KeystoreError::OtherIdentity(held)) if held == before.identity.public().server_name())
+        );
         assert_eq!(new.open().unwrap().identity.public(), before.identity.public());
     }
 

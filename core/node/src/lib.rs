@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod keystore;
+mod listener;
 pub mod network;
 
 pub mod client_api;

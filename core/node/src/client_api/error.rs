@@ -62,7 +62,8 @@ fn render_flows(info: &UiaaInfo) -> Response<Body> {
     finish(UiaaResponse::AuthResponse(info.clone()).try_into_http_response::<Vec<u8>>())
 }
 
-fn render(status: StatusCode, kind: ErrorKind, message: String) -> Response<Body> {
+/// A Matrix error response.
+pub(super) fn render(status: StatusCode, kind: ErrorKind, message: String) -> Response<Body> {
     let body = ErrorBody::Standard(StandardErrorBody::new(kind, message));
     finish(body.into_error(status).try_into_http_response::<Vec<u8>>())
 }

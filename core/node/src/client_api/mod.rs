@@ -8,6 +8,7 @@ mod device;
 mod discovery;
 mod endpoint;
 mod error;
+mod guard;
 mod key_backup;
 mod profile;
 mod session;
@@ -16,6 +17,7 @@ mod third_party;
 pub use crate::homeserver::Session;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;
+pub use guard::{Hosts, only_hosts, with_cors};
 
 use axum::Router;
 

@@ -46,6 +46,8 @@ pub struct Limits {
     pub deadline: Duration,
     /// Bytes of the answer.
     pub max_answer: usize,
+    /// Whether the answer may be large: then it takes a stream of its own and holds up no other.
+    pub bulk: bool,
 }
 
 impl Default for Limits {
@@ -53,6 +55,7 @@ impl Default for Limits {
         Self {
             deadline: Duration::from_secs(30),
             max_answer: 16 * 1024 * 1024,
+            bulk: false,
         }
     }
 }
