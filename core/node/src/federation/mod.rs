@@ -1,6 +1,7 @@
 //! The server-server API over libp2p: what other nodes may ask of this one, and what this one asks of them.
 
 pub mod client;
+mod keys;
 mod peer;
 mod profile;
 
@@ -15,6 +16,7 @@ pub struct Peer(pub OwnedServerName);
 
 /// The routes that other nodes reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    let router = profile::routes(Router::new());
+    let router = keys::routes(Router::new());
+    let router = profile::routes(router);
     router.with_state(homeserver)
 }

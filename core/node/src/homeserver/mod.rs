@@ -8,6 +8,7 @@ mod context;
 pub mod key_backup;
 pub mod outbox;
 mod profiles;
+mod server_keys;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
@@ -15,6 +16,8 @@ pub use context::Context;
 pub use key_backup::KeyBackups;
 pub use outbox::Outbox;
 pub use profiles::Profiles;
+pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
+pub use server_keys::{KeyRing, ServerKeys};
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -33,6 +36,8 @@ pub struct Services {
     pub context: Context,
     /// What waits for other servers.
     pub outbox: Outbox,
+    /// What servers sign with.
+    pub server_keys: ServerKeys,
     /// Users, devices and sessions.
     pub accounts: Accounts,
     /// Backups of room keys.
@@ -47,6 +52,7 @@ impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
         let outbox = Outbox::new(context.clone());
+        let server_keys = ServerKeys::new(context.clone());
         let accounts = Accounts::new(context.clone());
         let key_backups = KeyBackups::new(context.clone());
         let account_data = AccountData::new(context.clone());
@@ -55,6 +61,7 @@ impl Homeserver {
             services: Arc::new(Services {
                 context,
                 outbox,
+                server_keys,
                 accounts,
                 key_backups,
                 account_data,
