@@ -90,6 +90,13 @@ CREATE TABLE device_list_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX device_list_changes_by_seq ON device_list_changes (observer, seq);
 
+-- Servers that have come to share a room with a local user and must be told of the user's device list.
+CREATE TABLE due_device_lists (
+    user_id TEXT NOT NULL,
+    server  TEXT NOT NULL,
+    PRIMARY KEY (user_id, server)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE to_device_messages (
     seq       INTEGER PRIMARY KEY NOT NULL,
     user_id   TEXT NOT NULL,

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     ReadTxn, Seq, StoreError, WriteTxn,
+    e2ee::JoinChange,
     intern::{missing, parse},
 };
 
@@ -226,11 +227,18 @@ impl WriteTxn<'_> {
                 None
             }
         };
-        match (before == Some(JOIN), after == Some(JOIN)) {
-            (false, true) => self.count_joined(room, user, 1),
-            (true, false) => self.count_joined(room, user, -1),
-            _ => Ok(()),
+        let joined = after == Some(JOIN);
+        if joined == (before == Some(JOIN)) {
+            return Ok(());
         }
+        self.count_joined(room, user, if joined { 1 } else { -1 })?;
+        self.sharing_changed(JoinChange {
+            room,
+            user,
+            user_no,
+            joined,
+            seq,
+        })
     }
 
     fn count_joined(&self, room: i64, user: &UserId, by: i64) -> Result<(), StoreError> {

@@ -8,8 +8,11 @@ mod device_lists;
 mod key_backup;
 mod one_time_keys;
 mod remote_devices;
+mod sharing;
 mod to_device;
 
+#[cfg(test)]
+mod sharing_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,4 +23,5 @@ pub use device_lists::{DeviceListChanges, DeviceListPosition};
 pub use key_backup::{BackedUpKey, KeyBackup, KeyChange};
 pub use one_time_keys::OneTimeKeyState;
 pub use remote_devices::RemoteDeviceList;
+pub(crate) use sharing::JoinChange;
 pub use to_device::ToDeviceMessage;
