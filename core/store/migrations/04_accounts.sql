@@ -68,3 +68,32 @@ CREATE TABLE filters (
     PRIMARY KEY (user_id, filter_id),
     UNIQUE (user_id, filter)
 ) STRICT, WITHOUT ROWID;
+
+-- Events that a user of this node is to be notified of.
+CREATE TABLE notifications (
+    user      INTEGER NOT NULL REFERENCES users,
+    room      INTEGER NOT NULL REFERENCES rooms,
+    -- The event, by its place in the room's timeline.
+    stream    INTEGER NOT NULL,
+    -- The event id of the root of its thread; empty: it stands in none.
+    thread    TEXT NOT NULL,
+    highlight INTEGER NOT NULL,
+    read      INTEGER NOT NULL DEFAULT 0,
+    -- JSON, the actions of the rule that matched.
+    actions   TEXT NOT NULL,
+    PRIMARY KEY (user, room, stream)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX notifications_unread ON notifications (user, room, thread, highlight) WHERE NOT read;
+CREATE INDEX notifications_newest ON notifications (user, stream);
+
+CREATE TABLE pushers (
+    user_id   TEXT NOT NULL,
+    device_id TEXT NOT NULL,
+    app_id    TEXT NOT NULL,
+    pushkey   TEXT NOT NULL,
+    -- JSON, as the client gets it back.
+    pusher    TEXT NOT NULL,
+    PRIMARY KEY (app_id, pushkey, user_id),
+    FOREIGN KEY (user_id, device_id) REFERENCES devices (user_id, device_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pushers_by_device ON pushers (user_id, device_id);

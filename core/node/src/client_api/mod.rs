@@ -11,6 +11,7 @@ mod error;
 mod guard;
 mod key_backup;
 mod profile;
+mod push;
 mod session;
 mod third_party;
 
@@ -35,5 +36,6 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = profile::routes(router);
     let router = account_data::routes(router);
     let router = third_party::routes(router);
+    let router = push::routes(router);
     router.with_state(homeserver)
 }

@@ -8,6 +8,7 @@ mod context;
 pub mod key_backup;
 pub mod outbox;
 mod profiles;
+pub mod push;
 mod server_keys;
 
 pub use account_data::AccountData;
@@ -16,6 +17,7 @@ pub use context::Context;
 pub use key_backup::KeyBackups;
 pub use outbox::Outbox;
 pub use profiles::Profiles;
+pub use push::Push;
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
 
@@ -46,6 +48,8 @@ pub struct Services {
     pub account_data: AccountData,
     /// Names and pictures.
     pub profiles: Profiles,
+    /// Push rules, notifications and pushers.
+    pub push: Push,
 }
 
 impl Homeserver {
@@ -57,6 +61,7 @@ impl Homeserver {
         let key_backups = KeyBackups::new(context.clone());
         let account_data = AccountData::new(context.clone());
         let profiles = Profiles::new(context.clone());
+        let push = Push::new(context.clone());
         Self {
             services: Arc::new(Services {
                 context,
@@ -66,6 +71,7 @@ impl Homeserver {
                 key_backups,
                 account_data,
                 profiles,
+                push,
             }),
         }
     }

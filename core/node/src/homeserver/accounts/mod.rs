@@ -17,9 +17,9 @@ pub use sessions::{Issued, NewDevice, Session};
 
 use std::sync::{Arc, OnceLock};
 
-use kith_store::{Device, User};
+use kith_store::{Device, User, WriteTxn};
 use ruma::{
-    OwnedUserId, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedUserId, UserId,
     api::{
         client::uiaa::{AuthData, AuthType, UserIdentifier},
         error::{ErrorKind, UnknownTokenErrorData},
@@ -28,7 +28,10 @@ use ruma::{
 };
 use zeroize::Zeroizing;
 
-use crate::{Error, homeserver::Context};
+use crate::{
+    Error,
+    homeserver::{Context, push},
+};
 
 /// The accounts service.
 #[derive(Clone)]
@@ -72,12 +75,8 @@ impl Accounts {
         let user_id = self.new_user_id(localpart)?;
         let hash = self.inner.passwords.hash(Zeroizing::new(password.to_owned())).await?;
         let (now, new) = (self.ctx.world.now(), user_id.clone());
-        let added = self
-            .ctx
-            .store
-            .write(move |txn| Ok::<_, Error>(txn.insert_user(&new, Some(&hash), now)?))
-            .await?;
-        if added { Ok(user_id) } else { Err(user_in_use()) }
+        self.ctx.store.write(move |txn| insert(txn, &new, &hash, now)).await?;
+        Ok(user_id)
     }
 
     /// One account of this node, deactivated ones too.
@@ -272,6 +271,19 @@ impl Accounts {
             hook.wake(servers);
         }
     }
+}
+
+/// Adds an account with what every account has from the start.
+fn insert(
+    txn: &WriteTxn<'_>,
+    user_id: &UserId,
+    password_hash: &str,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<(), Error> {
+    if !txn.insert_user(user_id, Some(password_hash), now)? {
+        return Err(user_in_use());
+    }
+    push::rules::keep_default_rules(txn, user_id)
 }
 
 fn no_such_user() -> Error {

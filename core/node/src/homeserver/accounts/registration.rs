@@ -93,9 +93,7 @@ impl Accounts {
                 {
                     return Err(Error::forbidden("the registration token is used up"));
                 }
-                if !txn.insert_user(&new, Some(&password_hash), now)? {
-                    return Err(user_in_use());
-                }
+                super::insert(txn, &new, &password_hash, now)?;
                 prepared.map(|prepared| prepared.save(txn, now)).transpose()
             })
             .await?;
