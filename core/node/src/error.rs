@@ -1,5 +1,6 @@
 //! Why a service refused or failed, in Matrix's terms. Rendering it as HTTP is the edge's job.
 
+use kith_engine::RoomError;
 use kith_store::StoreError;
 use ruma::{
     api::{client::uiaa::UiaaInfo, error::ErrorKind},
@@ -90,6 +91,15 @@ impl Error {
                 Self::Refused { status, kind, message }
             }
             other => other,
+        }
+    }
+}
+
+impl From<RoomError<StoreError>> for Error {
+    fn from(error: RoomError<StoreError>) -> Self {
+        match error {
+            RoomError::Read(error) => Self::Store(error),
+            other => Self::Internal("a room could not be judged", Some(Box::new(other))),
         }
     }
 }

@@ -260,7 +260,7 @@ impl WriteTxn<'_> {
 
 const JOIN: i64 = 0;
 
-fn to_number(membership: &MembershipState) -> i64 {
+pub(crate) fn to_number(membership: &MembershipState) -> i64 {
     match membership {
         MembershipState::Join => JOIN,
         MembershipState::Invite => 1,
@@ -271,7 +271,7 @@ fn to_number(membership: &MembershipState) -> i64 {
     }
 }
 
-fn from_number(number: i64) -> Result<MembershipState, StoreError> {
+pub(crate) fn from_number(number: i64) -> Result<MembershipState, StoreError> {
     Ok(match number {
         JOIN => MembershipState::Join,
         1 => MembershipState::Invite,

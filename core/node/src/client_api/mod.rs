@@ -12,8 +12,12 @@ mod guard;
 mod key_backup;
 mod profile;
 mod push;
+mod relations;
+mod search;
 mod session;
+mod state;
 mod third_party;
+mod timeline;
 
 pub use crate::homeserver::Session;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
@@ -37,5 +41,9 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = account_data::routes(router);
     let router = third_party::routes(router);
     let router = push::routes(router);
+    let router = timeline::routes(router);
+    let router = state::routes(router);
+    let router = relations::routes(router);
+    let router = search::routes(router);
     router.with_state(homeserver)
 }

@@ -10,6 +10,7 @@ pub mod outbox;
 mod profiles;
 pub mod push;
 mod server_keys;
+pub mod timeline;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
@@ -20,6 +21,7 @@ pub use profiles::Profiles;
 pub use push::Push;
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
+pub use timeline::Timeline;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -50,6 +52,8 @@ pub struct Services {
     pub profiles: Profiles,
     /// Push rules, notifications and pushers.
     pub push: Push,
+    /// What is read of rooms.
+    pub timeline: Timeline,
 }
 
 impl Homeserver {
@@ -62,6 +66,7 @@ impl Homeserver {
         let account_data = AccountData::new(context.clone());
         let profiles = Profiles::new(context.clone());
         let push = Push::new(context.clone());
+        let timeline = Timeline::new(context.clone());
         Self {
             services: Arc::new(Services {
                 context,
@@ -72,6 +77,7 @@ impl Homeserver {
                 account_data,
                 profiles,
                 push,
+                timeline,
             }),
         }
     }
