@@ -25,6 +25,6 @@ pub use config::{ConnectionLimits, NetConfig, RequestLimits, Timing};
 pub use directory::{Directory, DirectoryError, PeerAddresses};
 pub use error::{Break, RequestError, StartError};
 pub use libp2p::{Multiaddr, PeerId};
-pub use net::Net;
+pub use net::{Net, peer_id_of};
 pub use peers::{ConnectionInfo, PeerEvent, PeerInfo};
 pub use server::{Body, BoxError, InboundService};

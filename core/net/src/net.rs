@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use kith_identity::TransportKey;
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
@@ -63,8 +64,7 @@ impl Net {
     /// Relays are asked for a place in the background. Needs a tokio runtime.
     pub async fn start(config: NetConfig) -> Result<Self, StartError> {
         check_own_document(&config).await?;
-        let keypair = Keypair::ed25519_from_bytes(config.transport_key.to_bytes())
-            .map_err(|error| StartError::Transport(Box::new(error)))?;
+        let keypair = keypair(&config.transport_key)?;
         let mut listen = config.listen.clone();
         for relay in &config.relays {
             listen.push(circuit_address(relay).ok_or_else(|| StartError::RelayAddress(relay.clone()))?);
@@ -251,6 +251,15 @@ impl Net {
             tracing::error!(%error, "the network's task failed");
         }
     }
+}
+
+/// The PeerId that a node with this transport key has.
+pub fn peer_id_of(key: &TransportKey) -> Result<PeerId, StartError> {
+    Ok(keypair(key)?.public().to_peer_id())
+}
+
+fn keypair(key: &TransportKey) -> Result<Keypair, StartError> {
+    Keypair::ed25519_from_bytes(key.to_bytes()).map_err(|error| StartError::Transport(Box::new(error)))
 }
 
 async fn check_own_document(config: &NetConfig) -> Result<(), StartError> {

@@ -2,11 +2,22 @@
 
 use std::path::PathBuf;
 
+use kith_net::Multiaddr;
+
 /// Settings of one node.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The data folder: database, media and, unless the embedder keeps them elsewhere, keys.
     pub data: PathBuf,
+    /// Where other nodes reach this one. Empty: every interface, QUIC and TCP, on a port that is chosen at the first start
+    /// and kept, so that addresses in tickets stay true.
+    pub listen: Vec<Multiaddr>,
+    /// Relays to ask for a place, each ending in `/p2p/RELAY`.
+    pub relays: Vec<Multiaddr>,
+    /// Addresses under which others reach this node though no interface has them.
+    pub external: Vec<Multiaddr>,
+    /// Whether to look for nodes on the local network, and be found there.
+    pub mdns: bool,
     /// Whether `POST /register` works without a registration token. For tests.
     pub open_registration: bool,
     /// The largest upload accepted, in bytes.
@@ -20,6 +31,10 @@ impl Config {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            listen: Vec::new(),
+            relays: Vec::new(),
+            external: Vec::new(),
+            mdns: true,
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,
             max_body_bytes: 1024 * 1024,

@@ -9,6 +9,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use data_encoding::BASE64URL_NOPAD;
@@ -88,8 +89,6 @@ pub struct Keys {
     pub identity: IdentityKey,
     /// Signs events and hellos.
     pub node: NodeKey,
-    /// Stands behind the PeerId.
-    pub transport: TransportKey,
     /// The newest key document, which lists `node` as current.
     pub document: KeyDocument,
 }
@@ -108,7 +107,7 @@ impl Keystore {
         }
     }
 
-    /// Reads everything; makes what is not there yet; renews an old transport key and a key document near its end.
+    /// Reads identity, node key and key document; makes what is not there yet; renews a document near its end.
     pub fn open(&self, world: &World) -> Result<Keys, KeystoreError> {
         self.prepare_folder()?;
         let identity = match (self.identity()?, self.exists(NODE)?) {
@@ -129,11 +128,9 @@ impl Keystore {
             }
         };
         let document = self.current_document(&identity, &node, world.now())?;
-        let transport = self.current_transport(world)?;
         Ok(Keys {
             identity,
             node,
-            transport,
             document,
         })
     }
@@ -143,6 +140,43 @@ impl Keystore {
         self.check_mode(&self.folder, 0o700)?;
         let secret = self.read_secret::<32>(IDENTITY)?;
         Ok(secret.map(|secret| IdentityKey::from_bytes(&secret)))
+    }
+
+    /// The secret behind the PeerId: made if there is none, or if it is a week old.
+    pub fn transport_key(&self, world: &World) -> Result<TransportKey, KeystoreError> {
+        self.prepare_folder()?;
+        let now = u64::from(world.now().0);
+        if let Some((made, key)) = self.read_transport()?
+            && transport_lasts(made, now) > 0
+        {
+            return Ok(key);
+        }
+        let key = TransportKey::generate(&mut world.rng());
+        let mut secret = Zeroizing::new([0; 40]);
+        secret[..8].copy_from_slice(&now.to_be_bytes());
+        secret[8..].copy_from_slice(key.to_bytes().as_ref());
+        self.write_secret(TRANSPORT, secret.as_ref())?;
+        Ok(key)
+    }
+
+    /// For how long [`Keystore::transport_key`] gives the same key; zero when there is none.
+    pub fn transport_key_lasts(&self, world: &World) -> Result<Duration, KeystoreError> {
+        let left = self
+            .read_transport()?
+            .map(|(made, _)| transport_lasts(made, world.now().0.into()));
+        Ok(Duration::from_millis(left.unwrap_or_default()))
+    }
+
+    /// When the key was made, in milliseconds since the epoch, and the key.
+    fn read_transport(&self) -> Result<Option<(u64, TransportKey)>, KeystoreError> {
+        let Some(secret) = self.read_secret::<40>(TRANSPORT)? else {
+            return Ok(None);
+        };
+        let (made, seed) = secret.split_at(8);
+        let made = made.iter().fold(0, |made, byte| (made << 8) | u64::from(*byte));
+        let mut key = Zeroizing::new([0; 32]);
+        key.copy_from_slice(seed);
+        Ok(Some((made, TransportKey::from_bytes(&key))))
     }
 
     /// Puts a restored identity in place. The node's other keys are made at its next start. Restoring the identity that
@@ -211,25 +245,6 @@ impl Keystore {
         };
         self.write_document(&next)?;
         Ok(next)
-    }
-
-    fn current_transport(&self, world: &World) -> Result<TransportKey, KeystoreError> {
-        let now = u64::from(world.now().0);
-        if let Some(secret) = self.read_secret::<40>(TRANSPORT)? {
-            let (made, seed) = secret.split_at(8);
-            let made = made.iter().fold(0, |made, byte| (made << 8) | u64::from(*byte));
-            let seed: Option<&[u8; 32]> = seed.try_into().ok();
-            // A key from the future was made under a wrong clock: its age is unknown.
-            if let Some(seed) = seed.filter(|_| (made..made.saturating_add(TRANSPORT_KEY_AGE_MS)).contains(&now)) {
-                return Ok(TransportKey::from_bytes(seed));
-            }
-        }
-        let key = TransportKey::generate(&mut world.rng());
-        let mut secret = Zeroizing::new([0; 40]);
-        secret[..8].copy_from_slice(&now.to_be_bytes());
-        secret[8..].copy_from_slice(key.to_bytes().as_ref());
-        self.write_secret(TRANSPORT, secret.as_ref())?;
-        Ok(key)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -342,6 +357,15 @@ fn valid_until(now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
     MilliSecondsSinceUnixEpoch(now.0.saturating_add(UInt::new_saturating(DOCUMENT_LIFETIME_MS)))
 }
 
+/// Milliseconds that a transport key may still be used. One from the future was made under a wrong clock: its age is
+/// unknown.
+fn transport_lasts(made: u64, now: u64) -> u64 {
+    if made > now {
+        return 0;
+    }
+    made.saturating_add(TRANSPORT_KEY_AGE_MS).saturating_sub(now)
+}
+
 /// `KIND 1 BASE64 CHECK` and a line end.
 fn encode(kind: &str, secret: &[u8]) -> Zeroizing<String> {
     let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(secret));
@@ -405,6 +429,10 @@ mod tests {
             self.keystore.open(&self.world)
         }
 
+        fn transport(&self) -> Result<Zeroizing<[u8; 32]>, KeystoreError> {
+            self.keystore.transport_key(&self.world).map(|key| key.to_bytes())
+        }
+
         fn file(&self, name: &str) -> PathBuf {
             self.data.path().join("keys").join(name)
         }
@@ -420,7 +448,7 @@ mod tests {
         let (first, second) = (f.open().unwrap(), f.open().unwrap());
         assert_eq!(first.identity.public(), second.identity.public());
         assert_eq!(first.node.public(), second.node.public());
-        assert_eq!(first.transport.to_bytes(), second.transport.to_bytes());
+        assert_eq!(f.transport().unwrap(), f.transport().unwrap());
         assert_eq!(first.document, second.document);
         assert_eq!(first.document.identity(), first.identity.public());
         assert!(first.document.status(first.node.key_id()).is_some());
@@ -434,7 +462,7 @@ mod tests {
     #[test]
     fn the_transport_key_lives_a_week() {
         let f = fixture();
-        let seed = || f.open().unwrap().transport.to_bytes();
+        let seed = || f.transport().unwrap();
         let first = seed();
         f.clock.0.fetch_add(TRANSPORT_KEY_AGE_MS - 1, SeqCst);
         assert_eq!(seed(), first);
@@ -517,9 +545,10 @@ mod tests {
             for (what, damage) in damages {
                 let f = fixture();
                 f.open().unwrap();
+                f.transport().unwrap();
                 let damaged = damage(&fs::read_to_string(f.file(name)).unwrap());
                 fs::write(f.file(name), &damaged).unwrap();
-                let error = f.open().expect_err(what);
+                let error = f.open().and_then(|_| f.transport()).expect_err(what);
                 assert!(matches!(error, KeystoreError::Damaged { .. }), "{name} {what}: {error}");
                 assert_eq!(fs::read_to_string(f.file(name)).unwrap(), damaged, "{name} {what}");
             }

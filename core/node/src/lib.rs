@@ -2,10 +2,14 @@
 
 pub mod clock;
 pub mod config;
+pub mod contacts;
+pub mod data_folder;
 pub mod error;
 pub mod keystore;
 mod listener;
 pub mod network;
+mod node;
+pub mod status;
 
 pub mod client_api;
 pub mod federation;
@@ -17,3 +21,6 @@ pub(crate) mod testing;
 
 pub use error::Error;
 pub use homeserver::Homeserver;
+pub use kith_net::{Multiaddr, PeerId};
+pub use listener::ListenError;
+pub use node::{Node, StartError};

@@ -60,17 +60,17 @@ impl ReadTxn<'_> {
         Ok(rows)
     }
 
-    /// The servers that a person added, and after them those reached before, the latest first; `limit` at the most.
+    /// The servers that a person added, and those with a user in a room known here (this node's own may be among them):
+    /// the ones reached latest first, `limit` at the most.
     pub fn contacts(&self, limit: u32) -> Result<Vec<OwnedServerName>, StoreError> {
         let rows = self
             .conn()
             .prepare_cached(
                 "SELECT server FROM (
-                     SELECT server, 1 AS added, added_at AS at FROM contacts
-                     UNION ALL
-                     SELECT server, 0, max(kept_at) FROM peer_addresses
-                     WHERE server NOT IN (SELECT server FROM contacts) GROUP BY server
-                 ) ORDER BY added DESC, at DESC LIMIT ?1",
+                     SELECT server FROM contacts
+                     UNION SELECT name FROM servers WHERE server IN (SELECT server FROM room_servers)
+                 ) LEFT JOIN (SELECT server, max(kept_at) AS at FROM peer_addresses GROUP BY server) USING (server)
+                 ORDER BY at DESC NULLS LAST, server LIMIT ?1",
             )?
             .query_map([limit], |row| column::id(row, 0))?
             .collect::<rusqlite::Result<_>>()?;
@@ -174,7 +174,7 @@ fn version(document: &KeyDocument) -> i64 {
 #[cfg(test)]
 mod tests {
     use kith_identity::{IdentityKey, KeyDocument, NodeKey};
-    use ruma::{MilliSecondsSinceUnixEpoch, server_name};
+    use ruma::{MilliSecondsSinceUnixEpoch, ServerName, server_name};
 
     use super::KnownAddresses;
     use crate::{Store, StoreConfig, StoreError};
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn contacts_come_before_those_merely_met() {
+    async fn contacts_are_those_added_and_the_latest_reached_come_first() {
         let (_dir, store) = open();
         let known = KnownAddresses {
             peer_id: "peer".into(),
@@ -252,15 +252,19 @@ mod tests {
         };
         let contacts = store
             .write(move |txn| {
-                txn.keep_peer_addresses(server_name!("met.early"), &known, at(5))?;
-                txn.keep_peer_addresses(server_name!("met.late"), &known, at(9))?;
-                txn.keep_peer_addresses(server_name!("added"), &known, at(7))?;
-                assert!(txn.add_contact(server_name!("added"), at(1))?);
-                assert!(!txn.add_contact(server_name!("added"), at(2))?);
+                txn.keep_peer_addresses(server_name!("merely.met"), &known, at(50))?;
+                for (server, reached) in [("early", Some(5)), ("late", Some(9)), ("never", None)] {
+                    let server = <&ServerName>::try_from(server).unwrap();
+                    assert!(txn.add_contact(server, at(1))?);
+                    assert!(!txn.add_contact(server, at(2))?);
+                    if let Some(reached) = reached {
+                        txn.keep_peer_addresses(server, &known, at(reached))?;
+                    }
+                }
                 txn.contacts(10)
             })
             .await
             .unwrap();
-        assert_eq!(contacts, ["added", "met.late", "met.early"]);
+        assert_eq!(contacts, ["late", "early", "never"]);
     }
 }

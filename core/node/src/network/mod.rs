@@ -1,6 +1,9 @@
 //! How the node reaches other nodes: one trait that it owns. `kith-net` stands behind it in a running node, memory in a
 //! simulation. No Matrix route or body is known here.
 
+pub(crate) mod directory;
+pub(crate) mod libp2p;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

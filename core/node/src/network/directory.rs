@@ -1,0 +1,95 @@
+//! What kith-net wants to know and keep about servers, on the node's database. It verifies nothing: key documents come
+//! verified, and addresses are hints.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kith_identity::KeyDocument;
+use kith_net::{Directory, DirectoryError, Multiaddr, PeerAddresses};
+use kith_store::{KnownAddresses, Store, StoreError};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
+use tokio::sync::watch;
+
+use crate::clock::World;
+
+/// Servers dialled at the start at the most.
+const MAX_CONTACTS: u32 = 256;
+
+/// The directory of a node.
+pub(crate) struct StoreDirectory {
+    pub(crate) store: Store,
+    pub(crate) world: World,
+    pub(crate) own_document: watch::Receiver<Arc<KeyDocument>>,
+}
+
+#[async_trait]
+impl Directory for StoreDirectory {
+    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        self.world.now()
+    }
+
+    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
+        Ok(KeyDocument::clone(&self.own_document.borrow()))
+    }
+
+    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
+        let server = server.to_owned();
+        self.store
+            .read(move |txn| txn.key_document(&server))
+            .await
+            .map_err(failed)
+    }
+
+    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
+        let kept = self.store.write(move |txn| txn.keep_key_document(&document)).await;
+        kept.map(drop).map_err(failed)
+    }
+
+    async fn addresses(&self, server: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        let server = server.to_owned();
+        let known = self
+            .store
+            .read(move |txn| txn.peer_addresses(&server))
+            .await
+            .map_err(failed)?;
+        Ok(known.into_iter().filter_map(parse).collect())
+    }
+
+    async fn keep_addresses(&self, server: &ServerName, addresses: PeerAddresses) -> Result<(), DirectoryError> {
+        let (server, now) = (server.to_owned(), self.world.now());
+        let known = to_known(&addresses);
+        let kept = self
+            .store
+            .write(move |txn| txn.keep_peer_addresses(&server, &known, now))
+            .await;
+        kept.map_err(failed)
+    }
+
+    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
+        self.store.read(|txn| txn.contacts(MAX_CONTACTS)).await.map_err(failed)
+    }
+}
+
+/// Addresses as the database keeps them.
+pub(crate) fn to_known(addresses: &PeerAddresses) -> KnownAddresses {
+    KnownAddresses {
+        peer_id: addresses.peer_id.to_string(),
+        addresses: addresses.addresses.iter().map(Multiaddr::to_string).collect(),
+    }
+}
+
+/// What an older version of libp2p wrote and this one cannot read is left out: it is only a hint.
+fn parse(known: KnownAddresses) -> Option<PeerAddresses> {
+    Some(PeerAddresses {
+        peer_id: known.peer_id.parse().ok()?,
+        addresses: known
+            .addresses
+            .iter()
+            .filter_map(|address| address.parse().ok())
+            .collect(),
+    })
+}
+
+fn failed(error: StoreError) -> DirectoryError {
+    DirectoryError(Box::new(error))
+}

@@ -1,0 +1,199 @@
+//! Whole nodes on loopback: their lives, and how they find each other.
+
+use axum::{Router, routing::get};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use kith_identity::IdentityKey;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::*;
+use crate::{
+    contacts::AddPeerError,
+    network::{Network, PeerEvent},
+};
+
+fn config(data: &Path) -> Config {
+    let mut config = Config::new(data);
+    config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
+    config.mdns = false;
+    config
+}
+
+async fn start(data: &Path) -> Node {
+    Node::start(config(data)).await.unwrap()
+}
+
+/// Waits until `node` has a connection to `other`.
+async fn connected(node: &Node, other: &Node) {
+    let network = &node.inner.network;
+    let mut events = network.events();
+    let name = &other.homeserver().context.server_name;
+    let is_up = |network: &Libp2p| network.peers().iter().any(|peer| peer.server_name == *name);
+    while !is_up(network) {
+        events.recv().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_brings_two_nodes_together_and_they_find_each_other_again() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (alice, bob) = (start(a.path()).await, start(b.path()).await);
+    let ticket = bob.ticket().await.unwrap();
+    assert_eq!(alice.add_peer(&ticket).await.unwrap(), ticket.server_name());
+    connected(&alice, &bob).await;
+    connected(&bob, &alice).await;
+    let status = alice.status().await.unwrap();
+    assert!(status.online);
+    assert_eq!(status.contacts, [ticket.server_name()]);
+    assert_eq!(status.peers[0].server_name, ticket.server_name());
+
+    let mut events = bob.inner.network.events();
+    alice.shutdown().await;
+    let name = alice.homeserver().context.server_name.clone();
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(name));
+    let alice = start(a.path()).await;
+    connected(&alice, &bob).await;
+    alice.shutdown().await;
+    bob.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_node_at_a_time_over_a_folder_and_the_next_is_the_same() {
+    let data = tempfile::tempdir().unwrap();
+    let first = start(data.path()).await;
+    let second = Node::start(config(data.path())).await;
+    assert!(matches!(
+        second.err(),
+        Some(StartError::DataFolder(DataFolderError::Locked(_)))
+    ));
+    first.shutdown().await;
+    let again = start(data.path()).await;
+    assert_eq!(again.identity(), first.identity());
+    again.shutdown().await;
+    assert!(matches!(again.go_online().await, Err(StartError::ShutDown)));
+}
+
+#[tokio::test]
+async fn a_node_that_is_only_opened_works_offline_and_keeps_its_ticket() {
+    let data = tempfile::tempdir().unwrap();
+    let online = start(data.path()).await;
+    online
+        .homeserver()
+        .accounts
+        .create_user("alice", "correct horse")
+        .await
+        .unwrap();
+    let ticket = online.ticket().await.unwrap();
+    assert!(!ticket.addrs.is_empty());
+    assert_eq!(ticket.user.as_deref(), Some("alice"));
+    online.shutdown().await;
+
+    let offline = Node::open(config(data.path()), World::system()).await.unwrap();
+    assert_eq!(offline.ticket().await.unwrap(), ticket);
+    assert!(!offline.status().await.unwrap().online);
+    assert!(matches!(offline.add_peer(&ticket).await, Err(AddPeerError::Own)));
+    offline.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_database_keeps_its_owner() {
+    let data = tempfile::tempdir().unwrap();
+    let node = start(data.path()).await;
+    node.shutdown().await;
+    std::fs::remove_dir_all(data.path().join("keys")).unwrap();
+    let other = IdentityKey::from_bytes(&[9; 32]);
+    Keystore::new(data.path()).restore(other).unwrap();
+    let error = Node::start(config(data.path())).await.err().unwrap();
+    let owner = node.homeserver().context.server_name.to_string();
+    assert!(matches!(error, StartError::OtherOwner(found) if found == owner));
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_listened_on_is_named() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(a.path()).await;
+    let mut taken = config(b.path());
+    taken.listen = first.inner.network.net().unwrap().listen_addrs();
+    let error = Node::start(taken).await.err().unwrap().to_string();
+    assert!(error.contains("/ip4/127.0.0.1/udp/"), "{error}");
+
+    let http = first
+        .serve_http(([127, 0, 0, 1], 0).into(), Router::new())
+        .await
+        .unwrap();
+    let second = start(b.path()).await;
+    let error = second.serve_http(http, Router::new()).await.unwrap_err();
+    assert!(matches!(error, StartError::Listen(ListenError::InUse(address)) if address == http));
+    second.shutdown().await;
+    first.shutdown().await;
+}
+
+/// The status of `GET path` over any stream, and whether any page may read the answer.
+async fn fetch<S>(stream: S, path: &str) -> (u16, bool)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get(path)
+        .header("host", "localhost")
+        .header("origin", "https://evil.example");
+    let answer = sender
+        .send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap())
+        .await
+        .unwrap();
+    let open = answer.headers().contains_key("access-control-allow-origin");
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await.unwrap();
+    (status, open)
+}
+
+#[tokio::test]
+async fn clients_are_served_beside_the_embedders_routes_until_shutdown() {
+    let data = tempfile::tempdir().unwrap();
+    let node = start(data.path()).await;
+    let own = || Router::new().route("/own", get(|| async { "own" }));
+    let address = node.serve_http(([127, 0, 0, 1], 0).into(), own()).await.unwrap();
+    let socket = data.path().join("kith.sock");
+    // One that an earlier process left behind.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    node.serve_socket(&socket, own()).await.unwrap();
+
+    let cases = [
+        ("/_matrix/client/versions", 200, true),
+        ("/own", 200, false),
+        ("/nothing", 404, true),
+    ];
+    for (path, status, open) in cases {
+        let tcp = fetch(TcpStream::connect(address).await.unwrap(), path).await;
+        assert_eq!(tcp, (status, open), "{path}");
+        let unix = fetch(UnixStream::connect(&socket).await.unwrap(), path).await;
+        assert_eq!(unix, (status, false), "{path}");
+    }
+    let taken = node.serve_socket(&socket, own()).await.unwrap_err();
+    assert!(matches!(taken, StartError::Listen(ListenError::SocketInUse(_))));
+
+    node.shutdown().await;
+    assert!(TcpStream::connect(address).await.is_err());
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_request_that_waits_does_not_hold_up_a_shutdown() {
+    let data = tempfile::tempdir().unwrap();
+    let node = start(data.path()).await;
+    let (asked, mut asking) = tokio::sync::mpsc::channel(1);
+    let wait = move || async move {
+        asked.send(()).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let routes = Router::new().route("/wait", get(wait));
+    let address = node.serve_http(([127, 0, 0, 1], 0).into(), routes).await.unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let waiting = tokio::spawn(async move { fetch(stream, "/wait").await });
+    asking.recv().await.unwrap();
+    node.shutdown().await;
+    assert_eq!(waiting.await.unwrap(), (503, false));
+}
