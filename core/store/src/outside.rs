@@ -92,6 +92,15 @@ impl ReadTxn<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// The users with such a standing in a room.
+    pub fn outside_users(&self, room: &RoomId) -> Result<Vec<OwnedUserId>, StoreError> {
+        let mut query = self
+            .conn()
+            .prepare_cached("SELECT user_id FROM outside_memberships WHERE room_id = ?1")?;
+        let rows = query.query_map([room.as_str()], |row| column::id(row, 0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Whether a user left a room and asked to forget it.
     pub fn is_forgotten(&self, user: &UserId, room: &RoomId) -> Result<bool, StoreError> {
         let mut query = self
@@ -139,14 +148,6 @@ impl WriteTxn<'_> {
         self.conn()
             .prepare_cached("DELETE FROM outside_memberships WHERE user_id = ?1 AND room_id = ?2")?
             .execute([user.as_str(), room.as_str()])?;
-        Ok(())
-    }
-
-    /// Drops everybody's standing in a room that this node has come to be in.
-    pub fn remove_outside_memberships(&self, room: &RoomId) -> Result<(), StoreError> {
-        self.conn()
-            .prepare_cached("DELETE FROM outside_memberships WHERE room_id = ?1")?
-            .execute([room.as_str()])?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod profile;
 mod push;
 mod relations;
 mod search;
+mod rooms;
 mod session;
 mod state;
 mod third_party;
@@ -45,5 +46,6 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = state::routes(router);
     let router = relations::routes(router);
     let router = search::routes(router);
+    let router = rooms::routes(router);
     router.with_state(homeserver)
 }

@@ -9,6 +9,7 @@ pub mod key_backup;
 pub mod outbox;
 mod profiles;
 pub mod push;
+pub mod rooms;
 mod server_keys;
 pub mod timeline;
 
@@ -19,6 +20,7 @@ pub use key_backup::KeyBackups;
 pub use outbox::Outbox;
 pub use profiles::Profiles;
 pub use push::Push;
+pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
 pub use timeline::Timeline;
@@ -54,6 +56,8 @@ pub struct Services {
     pub push: Push,
     /// What is read of rooms.
     pub timeline: Timeline,
+    /// Rooms, as their members change them.
+    pub rooms: Rooms,
 }
 
 impl Homeserver {
@@ -67,6 +71,7 @@ impl Homeserver {
         let profiles = Profiles::new(context.clone());
         let push = Push::new(context.clone());
         let timeline = Timeline::new(context.clone());
+        let rooms = Rooms::new(context.clone(), outbox.clone(), server_keys.clone(), profiles.clone());
         Self {
             services: Arc::new(Services {
                 context,
@@ -78,6 +83,7 @@ impl Homeserver {
                 profiles,
                 push,
                 timeline,
+                rooms,
             }),
         }
     }

@@ -1,0 +1,202 @@
+//! The public room list: which rooms this node publishes, and what it and other nodes tell of theirs.
+
+use kith_store::ReadTxn;
+use ruma::{
+    OwnedRoomId, RoomId, ServerName, UInt, UserId,
+    api::{client::room::Visibility, federation::directory::get_public_rooms_filtered},
+    directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomNetwork, RoomTypeFilter},
+    events::{
+        StateEventType,
+        room::{
+            avatar::RoomAvatarEventContent,
+            canonical_alias::RoomCanonicalAliasEventContent,
+            create::RoomCreateEventContent,
+            guest_access::{GuestAccess, RoomGuestAccessEventContent},
+            member::MembershipState,
+            name::RoomNameEventContent,
+            topic::RoomTopicEventContent,
+        },
+    },
+};
+
+use super::{
+    Rooms,
+    state::{find_room, get_room, is_world_readable, may_send_state},
+};
+use crate::{Error, federation::client};
+
+/// Rooms in one answer at the most.
+const MAX_PAGE: usize = 100;
+
+/// What to look for in a public room list.
+#[derive(Debug, Clone, Default)]
+pub struct PublicRoomsQuery {
+    /// Rooms in the answer at the most.
+    pub limit: Option<UInt>,
+    /// The `next_batch` or `prev_batch` of another answer.
+    pub since: Option<String>,
+    /// Which rooms.
+    pub filter: Filter,
+    /// Of which network; there are no third-party networks here.
+    pub network: RoomNetwork,
+}
+
+/// One page of a public room list, largest rooms first.
+#[derive(Debug, Clone, Default)]
+pub struct PublicRooms {
+    /// The rooms.
+    pub chunk: Vec<PublicRoomsChunk>,
+    /// Where the next page starts.
+    pub next_batch: Option<String>,
+    /// Where the page before starts.
+    pub prev_batch: Option<String>,
+    /// How many rooms all pages hold.
+    pub total: Option<UInt>,
+}
+
+impl Rooms {
+    /// This node's public rooms.
+    pub async fn public_rooms(&self, query: PublicRoomsQuery) -> Result<PublicRooms, Error> {
+        if matches!(query.network, RoomNetwork::ThirdParty(_)) {
+            return Ok(PublicRooms::default());
+        }
+        let start = match &query.since {
+            None => 0,
+            Some(since) => since.parse().map_err(|_| Error::invalid_param("no such page"))?,
+        };
+        let limit = query
+            .limit
+            .map_or(MAX_PAGE, |limit| u64::from(limit).try_into().unwrap_or(MAX_PAGE));
+        let limit = limit.clamp(1, MAX_PAGE);
+        self.ctx
+            .store
+            .read(move |txn| page(txn, &query.filter, start, limit))
+            .await
+    }
+
+    /// Another node's public rooms, as it tells them.
+    pub async fn public_rooms_of(&self, server: &ServerName, query: PublicRoomsQuery) -> Result<PublicRooms, Error> {
+        let mut request = get_public_rooms_filtered::v1::Request::new();
+        request.limit = query.limit;
+        request.since = query.since;
+        request.filter = query.filter;
+        request.room_network = query.network;
+        let answer = client::request(&self.ctx, server, request)
+            .await
+            .map_err(Error::passed_on)?;
+        Ok(PublicRooms {
+            chunk: answer.chunk,
+            next_batch: answer.next_batch,
+            prev_batch: answer.prev_batch,
+            total: answer.total_room_count_estimate,
+        })
+    }
+
+    /// Whether the public room list shows a room.
+    pub async fn visibility(&self, room: &RoomId) -> Result<Visibility, Error> {
+        let room = room.to_owned();
+        self.ctx
+            .store
+            .read(move |txn| {
+                get_room(txn, &room)?;
+                let published = txn.is_published(&room)?;
+                Ok(if published {
+                    Visibility::Public
+                } else {
+                    Visibility::Private
+                })
+            })
+            .await
+    }
+
+    /// Shows a room in the public room list, or hides it. Who may name the room officially may.
+    pub async fn set_visibility(&self, user: &UserId, room: &RoomId, visibility: Visibility) -> Result<(), Error> {
+        let published = match visibility {
+            Visibility::Public => true,
+            Visibility::Private => false,
+            _ => return Err(Error::invalid_param("a room is `public` or `private`")),
+        };
+        let (user, room) = (user.to_owned(), room.to_owned());
+        self.ctx
+            .store
+            .write(move |txn| {
+                let current = get_room(txn, &room)?;
+                if !may_send_state(&current, &user, StateEventType::RoomCanonicalAlias)? {
+                    return Err(Error::forbidden("you may not publish this room"));
+                }
+                txn.set_published(&room, published)?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn page(txn: &ReadTxn<'_>, filter: &Filter, start: usize, limit: usize) -> Result<PublicRooms, Error> {
+    let mut rooms = Vec::new();
+    for room in txn.published_rooms()? {
+        // A room that nobody here is in any more cannot be joined through this node, and its state is out of date.
+        if let Some(summary) = summary(txn, room)?
+            && summary.num_joined_members > UInt::MIN
+            && matches(&summary, filter)
+        {
+            rooms.push(summary);
+        }
+    }
+    rooms.sort_by(|a, b| (b.num_joined_members, &a.room_id).cmp(&(a.num_joined_members, &b.room_id)));
+    let total = rooms.len();
+    let chunk: Vec<_> = rooms.into_iter().skip(start).take(limit).collect();
+    let end = start + chunk.len();
+    Ok(PublicRooms {
+        chunk,
+        next_batch: (end < total).then(|| end.to_string()),
+        prev_batch: (start > 0).then(|| start.saturating_sub(limit).to_string()),
+        total: UInt::try_from(total).ok(),
+    })
+}
+
+/// What the public room list tells of a room; none of a room of which nothing is held.
+pub(crate) fn summary(txn: &ReadTxn<'_>, room: OwnedRoomId) -> Result<Option<PublicRoomsChunk>, Error> {
+    let Some(current) = find_room(txn, &room)? else {
+        return Ok(None);
+    };
+    let joined = txn.member_count(&room, &MembershipState::Join)?;
+    let guests = current.content::<RoomGuestAccessEventContent>(StateEventType::RoomGuestAccess, "")?;
+    let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
+        num_joined_members: UInt::new_saturating(joined),
+        room_id: room.clone(),
+        world_readable: is_world_readable(&current)?,
+        guest_can_join: guests.is_some_and(|guests| guests.guest_access == GuestAccess::CanJoin),
+    });
+    chunk.canonical_alias = current
+        .content::<RoomCanonicalAliasEventContent>(StateEventType::RoomCanonicalAlias, "")?
+        .and_then(|content| content.alias);
+    chunk.name = current
+        .content::<RoomNameEventContent>(StateEventType::RoomName, "")?
+        .map(|content| content.name);
+    chunk.topic = current
+        .content::<RoomTopicEventContent>(StateEventType::RoomTopic, "")?
+        .map(|content| content.topic);
+    chunk.avatar_url = current
+        .content::<RoomAvatarEventContent>(StateEventType::RoomAvatar, "")?
+        .and_then(|content| content.url);
+    chunk.join_rule = current.join_rule()?.kind();
+    chunk.room_type = current
+        .content::<RoomCreateEventContent>(StateEventType::RoomCreate, "")?
+        .and_then(|content| content.room_type);
+    Ok(Some(chunk))
+}
+
+fn matches(room: &PublicRoomsChunk, filter: &Filter) -> bool {
+    let type_matches = filter.room_types.is_empty()
+        || filter
+            .room_types
+            .contains(&RoomTypeFilter::from(room.room_type.clone()));
+    let Some(term) = &filter.generic_search_term else {
+        return type_matches;
+    };
+    let term = term.to_lowercase();
+    let alias = room.canonical_alias.as_ref().map(|alias| alias.as_str());
+    let texts = [room.name.as_deref(), room.topic.as_deref(), alias];
+    let found = texts.iter().flatten().any(|text| text.to_lowercase().contains(&term));
+    type_matches && found
+}

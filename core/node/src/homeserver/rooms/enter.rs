@@ -1,0 +1,433 @@
+//! Entering, leaving and knocking at rooms through other servers: one asks for a template, completes and signs it, and
+//! hands it back. A server that does not help is passed over for the next. Nothing that another server tells is believed
+//! before the engine has judged it.
+
+use std::time::Duration;
+
+use kith_engine::{
+    CheckedPdu, Expected, ImportError, SUPPORTED_VERSIONS, UncheckedPdu, build_on_template, import_room,
+    json::parse_object, prune_stripped_state,
+};
+use kith_store::{NewOutsideMembership, StoreError};
+use ruma::{
+    CanonicalJsonObject, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
+    api::{
+        error::ErrorKind,
+        federation::membership::{
+            create_join_event::v2::{Request as SendJoin, RoomState},
+            create_knock_event, create_leave_event, prepare_join_event, prepare_knock_event, prepare_leave_event,
+        },
+    },
+    events::room::member::MembershipState,
+    exports::http::StatusCode,
+};
+use serde_json::value::RawValue;
+
+use super::{Rooms, commit::signer, keep, outside::stripped};
+use crate::{
+    Error,
+    federation::client,
+    network::{Limits, NetworkError},
+};
+
+/// What a whole room may cost that comes as one answer.
+const JOIN_LIMITS: Limits = Limits {
+    deadline: Duration::from_secs(120),
+    max_answer: 64 * 1024 * 1024,
+    bulk: true,
+};
+
+impl Rooms {
+    /// Joins a room through the first of these servers that lets the user in.
+    pub(super) async fn join_through(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        servers: &[OwnedServerName],
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        let profile = self.own_fields(user, reason).await?;
+        let mut failures = Failures::default();
+        for server in servers {
+            match self.join_through_one(user, room, server, &profile).await {
+                Ok(()) => return Ok(()),
+                Err(error) => failures.note(server, error)?,
+            }
+        }
+        Err(failures.sum_up())
+    }
+
+    async fn join_through_one(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        server: &ServerName,
+        profile: &CanonicalJsonObject,
+    ) -> Result<(), Error> {
+        let join = self
+            .complete(user, room, server, MembershipState::Join, profile)
+            .await?;
+        let request = SendJoin::new(room.to_owned(), join.event_id().to_owned(), join.pdu().to_raw());
+        let answer = client::request_within(&self.ctx, server, request, JOIN_LIMITS).await?;
+        self.take_in(server, join, answer.room_state).await
+    }
+
+    /// Verifies what another server told of a room that it let us into, and keeps it in one commit.
+    async fn take_in(&self, server: &ServerName, join: CheckedPdu, told: RoomState) -> Result<(), Error> {
+        let version = join.version().clone();
+        // Parsing and verifying thousands of events takes seconds of pure computing: not on the async threads.
+        let parsed = tokio::task::spawn_blocking(move || Told::parse(&join, told, &version).map(|told| (join, told)));
+        let (join, told) = parsed
+            .await
+            .map_err(cut_short)?
+            .map_err(|reason| broken(server, reason))?;
+        let keys = self.server_keys.load(&told.required_keys(), server).await?;
+        let verified = tokio::task::spawn_blocking(move || {
+            let keys = |server: &ServerName, key: &str, at| keys.get(server, key, at);
+            told.verify(keys)
+        });
+        let verified = verified
+            .await
+            .map_err(cut_short)?
+            .map_err(|reason| broken(server, reason))?;
+        let join = verified.join.unwrap_or(join);
+        let server = server.to_owned();
+        self.commit(move |commit| {
+            let import = import_room(&**commit.txn, &verified.state, &verified.auth_chain, &join);
+            for applied in import.map_err(|error| not_imported(&server, error))? {
+                keep(commit.txn, commit.ctx(), &applied)?;
+            }
+            commit.entered(join.room_id())
+        })
+        .await
+    }
+
+    /// Knocks at a room through the first of these servers that passes it on.
+    pub(super) async fn knock_through(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        servers: &[OwnedServerName],
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        let profile = self.own_fields(user, reason).await?;
+        let mut failures = Failures::default();
+        for server in servers {
+            match self.knock_through_one(user, room, server, &profile).await {
+                Ok(()) => return Ok(()),
+                Err(error) => failures.note(server, error)?,
+            }
+        }
+        Err(failures.sum_up())
+    }
+
+    async fn knock_through_one(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        server: &ServerName,
+        profile: &CanonicalJsonObject,
+    ) -> Result<(), Error> {
+        let knock = self
+            .complete(user, room, server, MembershipState::Knock, profile)
+            .await?;
+        let (event_id, json) = (knock.event_id().to_owned(), knock.pdu().to_raw());
+        let request = create_knock_event::v1::Request::new(room.to_owned(), event_id, json);
+        let answer = client::request(&self.ctx, server, request).await?;
+        let told = stripped(&answer.knock_room_state)?;
+        let state =
+            prune_stripped_state(&told, room, knock.version()).map_err(|error| broken(server, error.to_string()))?;
+        self.keep_outside(user, MembershipState::Knock, &knock, state).await
+    }
+
+    /// Refuses an invite or takes a knock back through the first of these servers that passes it on. If none does, it is
+    /// over for our user all the same.
+    pub(super) async fn leave_through(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        servers: &[OwnedServerName],
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        // The profile stays out of it: who leaves need not show a face.
+        let fields: CanonicalJsonObject = super::member::reason_field(reason).collect();
+        for server in servers {
+            match self.leave_through_one(user, room, server, &fields).await {
+                Ok(leave) => {
+                    return self
+                        .keep_outside(user, MembershipState::Leave, &leave, Vec::new())
+                        .await;
+                }
+                Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
+                Err(error) => tracing::info!(%error, %server, %room, "a server does not pass a leave on"),
+            }
+        }
+        let leave = self.leave_alone(user, room, fields).await?;
+        self.keep_outside(user, MembershipState::Leave, &leave, Vec::new())
+            .await
+    }
+
+    async fn leave_through_one(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        server: &ServerName,
+        fields: &CanonicalJsonObject,
+    ) -> Result<CheckedPdu, Error> {
+        let leave = self
+            .complete(user, room, server, MembershipState::Leave, fields)
+            .await?;
+        let (event_id, json) = (leave.event_id().to_owned(), leave.pdu().to_raw());
+        let request = create_leave_event::v2::Request::new(room.to_owned(), event_id, json);
+        client::request(&self.ctx, server, request).await?;
+        Ok(leave)
+    }
+
+    /// Asks a server for a template, completes it and signs it.
+    async fn complete(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        server: &ServerName,
+        membership: MembershipState,
+        fields: &CanonicalJsonObject,
+    ) -> Result<CheckedPdu, Error> {
+        let (version, template) = self.ask_template(user, room, server, &membership).await?;
+        let version = version.ok_or_else(|| broken(server, "it names no room version".to_owned()))?;
+        if !SUPPORTED_VERSIONS.contains(&version) {
+            return Err(incompatible(version));
+        }
+        let template = parse_object(template.get()).map_err(|error| broken(server, error.to_string()))?;
+        let expected = Expected { room, user, membership };
+        let now = self.ctx.world.now();
+        build_on_template(&template, &version, &expected, fields.clone(), signer(&self.ctx), now)
+            .map_err(|error| broken(server, error.to_string()).into())
+    }
+
+    async fn ask_template(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        server: &ServerName,
+        membership: &MembershipState,
+    ) -> Result<(Option<RoomVersionId>, Box<RawValue>), Error> {
+        let (room, user) = (room.to_owned(), user.to_owned());
+        match membership {
+            MembershipState::Join => {
+                let mut request = prepare_join_event::v1::Request::new(room, user);
+                request.ver = SUPPORTED_VERSIONS.to_vec();
+                let answer = client::request(&self.ctx, server, request).await?;
+                Ok((answer.room_version, answer.event))
+            }
+            MembershipState::Knock => {
+                let mut request = prepare_knock_event::v1::Request::new(room, user);
+                request.ver = SUPPORTED_VERSIONS.to_vec();
+                let answer = client::request(&self.ctx, server, request).await?;
+                Ok((Some(answer.room_version), answer.event))
+            }
+            _ => {
+                let request = prepare_leave_event::v1::Request::new(room, user);
+                let answer = client::request(&self.ctx, server, request).await?;
+                Ok((answer.room_version, answer.event))
+            }
+        }
+    }
+
+    /// Makes a leave that no other server has seen, for our own user to see.
+    async fn leave_alone(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        fields: CanonicalJsonObject,
+    ) -> Result<CheckedPdu, Error> {
+        let (ctx, user, room) = (self.ctx.clone(), user.to_owned(), room.to_owned());
+        let held = self.ctx.store.read({
+            let (user, room) = (user.clone(), room.clone());
+            move |txn| super::outside::last_word(txn, &user, &room)
+        });
+        let (version, before) = held.await?;
+        let membership = MembershipState::Leave;
+        let template = super::outside::lone_template(&user, &room, &membership, before);
+        let expected = Expected {
+            room: &room,
+            user: &user,
+            membership,
+        };
+        build_on_template(&template, &version, &expected, fields, signer(&ctx), ctx.world.now())
+            .map_err(|error| Error::Internal("a leave could not be made", Some(Box::new(error))))
+    }
+
+    /// What this server adds to a membership event: the user's profile and the reason.
+    async fn own_fields(&self, user: &UserId, reason: Option<String>) -> Result<CanonicalJsonObject, Error> {
+        let mut fields = self.member_profile(user).await?;
+        fields.extend(super::member::reason_field(reason));
+        Ok(fields)
+    }
+
+    async fn keep_outside(
+        &self,
+        user: &UserId,
+        membership: MembershipState,
+        event: &CheckedPdu,
+        state: Vec<Box<RawValue>>,
+    ) -> Result<(), Error> {
+        let (user, event) = (user.to_owned(), event.clone());
+        self.ctx
+            .store
+            .write(move |txn| {
+                txn.set_outside_membership(&NewOutsideMembership {
+                    user_id: &user,
+                    room_id: event.room_id(),
+                    membership: &membership,
+                    version: event.version(),
+                    event_id: event.event_id(),
+                    event: &event.pdu().to_raw(),
+                    state: &state,
+                })?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// What a `send_join` answer tells, parsed but not yet believed.
+struct Told {
+    /// Our join with the other server's signature, where it has added one.
+    join: Option<UncheckedPdu>,
+    state: Vec<UncheckedPdu>,
+    auth_chain: Vec<UncheckedPdu>,
+}
+
+/// The same, genuine.
+struct Verified {
+    join: Option<CheckedPdu>,
+    state: Vec<CheckedPdu>,
+    auth_chain: Vec<CheckedPdu>,
+}
+
+impl Told {
+    /// Malformed events are left out; if the room needs one of them, it is missed later.
+    fn parse(join: &CheckedPdu, told: RoomState, version: &RoomVersionId) -> Result<Self, String> {
+        let parse_all = |events: Vec<Box<RawValue>>| -> Vec<UncheckedPdu> {
+            let events = events.iter();
+            events
+                .filter_map(|event| UncheckedPdu::parse(event.get(), version).ok())
+                .collect()
+        };
+        let signed = told.event.map(|event| UncheckedPdu::parse(event.get(), version));
+        let signed = signed.transpose().map_err(|error| error.to_string())?;
+        if signed
+            .as_ref()
+            .is_some_and(|signed| signed.event_id() != join.event_id())
+        {
+            return Err("it signed another event than the join".to_owned());
+        }
+        Ok(Self {
+            join: signed,
+            state: parse_all(told.state),
+            auth_chain: parse_all(told.auth_chain),
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &UncheckedPdu> {
+        self.join.iter().chain(&self.state).chain(&self.auth_chain)
+    }
+
+    fn required_keys(&self) -> Vec<kith_engine::RequiredKeys> {
+        self.all()
+            .filter_map(|event| event.required_keys().ok())
+            .flatten()
+            .collect()
+    }
+
+    /// Events whose signatures do not hold are left out, like malformed ones.
+    fn verify(
+        self,
+        keys: impl Fn(&ServerName, &str, ruma::MilliSecondsSinceUnixEpoch) -> Option<kith_engine::VerifyKey>,
+    ) -> Result<Verified, String> {
+        let verify_all = |events: Vec<UncheckedPdu>| -> Vec<CheckedPdu> {
+            let verify = |event: UncheckedPdu| match event.verify(&keys) {
+                Ok(event) => Some(event),
+                Err(error) => {
+                    tracing::debug!(%error, "an event of a room that is entered does not verify");
+                    None
+                }
+            };
+            events.into_iter().filter_map(verify).collect()
+        };
+        let join = self.join.map(|join| join.verify(&keys)).transpose();
+        Ok(Verified {
+            join: join.map_err(|error| error.to_string())?,
+            state: verify_all(self.state),
+            auth_chain: verify_all(self.auth_chain),
+        })
+    }
+}
+
+/// What several servers answered, of which one answer must be given.
+#[derive(Default)]
+struct Failures(Option<Error>);
+
+impl Failures {
+    /// Keeps the most telling failure. Those that no other server can mend are given back at once.
+    fn note(&mut self, server: &ServerName, error: Error) -> Result<(), Error> {
+        tracing::info!(%error, %server, "a server does not help into a room");
+        let error = error.passed_on();
+        let final_word = match &error {
+            Error::Refused { kind, .. } => matches!(**kind, ErrorKind::IncompatibleRoomVersion(_)),
+            Error::Store(_) | Error::Internal(..) => true,
+            _ => false,
+        };
+        if final_word {
+            return Err(error);
+        }
+        if self.0.as_ref().is_none_or(|kept| telling(&error) > telling(kept)) {
+            self.0 = Some(error);
+        }
+        Ok(())
+    }
+
+    fn sum_up(self) -> Error {
+        self.0
+            .unwrap_or_else(|| Error::not_found("no server is known to be in this room"))
+    }
+}
+
+/// How much a failure tells of the room, rather than of a server's situation.
+fn telling(error: &Error) -> u8 {
+    match error {
+        Error::Refused { status, .. } if *status == StatusCode::FORBIDDEN => 3,
+        Error::Refused { status, .. } if *status != StatusCode::NOT_FOUND => 2,
+        Error::Refused { .. } => 1,
+        _ => 0,
+    }
+}
+
+fn broken(server: &ServerName, reason: String) -> NetworkError {
+    NetworkError::Broken {
+        server: server.to_owned(),
+        reason,
+    }
+}
+
+fn cut_short(error: tokio::task::JoinError) -> Error {
+    Error::Internal("checking a room's state ended early", Some(Box::new(error)))
+}
+
+fn not_imported(server: &ServerName, error: ImportError<StoreError>) -> Error {
+    match error {
+        ImportError::Room(error) => error.into(),
+        ImportError::Refused(reason) => Error::forbidden(reason),
+        error => broken(server, error.to_string()).into(),
+    }
+}
+
+/// 400 `M_INCOMPATIBLE_ROOM_VERSION`.
+pub(super) fn incompatible(version: RoomVersionId) -> Error {
+    let message = format!("room version {version} is not supported on both sides");
+    Error::refused(
+        StatusCode::BAD_REQUEST,
+        ErrorKind::IncompatibleRoomVersion(ruma::api::error::IncompatibleRoomVersionErrorData::new(version)),
+        message,
+    )
+}

@@ -1,0 +1,174 @@
+//! Joining and knocking: through the room's own state where this node is in the room, else through a server that is.
+
+use kith_engine::{JoinGrant, join_grant};
+use kith_store::ReadTxn;
+use ruma::{
+    CanonicalJsonValue, OwnedRoomId, OwnedServerName, RoomId, UserId, api::error::ErrorKind,
+    events::room::member::MembershipState,
+};
+use serde::Deserialize;
+
+use super::{Rooms, aliases::MAX_SERVERS, member::member_draft};
+use crate::Error;
+
+impl Rooms {
+    /// Joins a room, through `via` and whatever other servers are known to be in it if this node is not. Joining again
+    /// changes nothing.
+    pub async fn join(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<OwnedRoomId, Error> {
+        let (rooms, user, room) = (self.clone(), user.to_owned(), room.to_owned());
+        // A client that hangs up midway must not leave a join half done: the room would think that we are in it.
+        let joining = tokio::spawn(async move {
+            let _turn = rooms.entering.take(&room).await;
+            rooms.join_in_turn(&user, &room, via, reason).await?;
+            Ok(room)
+        });
+        finished(joining.await)
+    }
+
+    async fn join_in_turn(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        let standing = self.standing(user, room).await?;
+        if standing.resident {
+            if standing.membership == Some(MembershipState::Join) {
+                return Ok(());
+            }
+            match self.join_here(user, room, reason.clone()).await {
+                // Another server may be able to tell, or to let the user in, where this one is not.
+                Err(error) if is_unable(&error) => {
+                    let others = self.ways_in(user, room, via).await?;
+                    return match self.join_through(user, room, &others, reason).await {
+                        Err(Error::Network(_)) => Err(error),
+                        other => other,
+                    };
+                }
+                other => return other,
+            }
+        }
+        let servers = self.ways_in(user, room, via).await?;
+        self.join_through(user, room, &servers, reason).await
+    }
+
+    /// Joins a room that this node is in.
+    async fn join_here(&self, user: &UserId, room: &RoomId, reason: Option<String>) -> Result<(), Error> {
+        let profile = self.member_profile(user).await?;
+        let own = self.ctx.server_name.clone();
+        let (user, room) = (user.to_owned(), room.to_owned());
+        self.commit(move |commit| {
+            let mut draft = member_draft(&user, &user, &MembershipState::Join, reason, profile);
+            if let JoinGrant::Through(inviter) = join_grant(&**commit.txn, &room, &user, &own)? {
+                let inviter = CanonicalJsonValue::String(inviter.into());
+                draft
+                    .content
+                    .insert("join_authorised_via_users_server".to_owned(), inviter);
+            }
+            commit.make(&room, &draft)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Asks to be let into a room.
+    pub async fn knock(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        let (rooms, user, room) = (self.clone(), user.to_owned(), room.to_owned());
+        let knocking = tokio::spawn(async move {
+            let _turn = rooms.entering.take(&room).await;
+            rooms.knock_in_turn(&user, &room, via, reason).await
+        });
+        finished(knocking.await)
+    }
+
+    async fn knock_in_turn(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<(), Error> {
+        let standing = self.standing(user, room).await?;
+        if standing.membership == Some(MembershipState::Knock) {
+            return Ok(());
+        }
+        if !standing.resident {
+            let servers = self.ways_in(user, room, via).await?;
+            return self.knock_through(user, room, &servers, reason).await;
+        }
+        let profile = self.member_profile(user).await?;
+        let draft = member_draft(user, user, &MembershipState::Knock, reason, profile);
+        let room = room.to_owned();
+        self.commit(move |commit| commit.make(&room, &draft).map(drop)).await
+    }
+
+    /// Waits until nobody enters this room through another server any more. Events of a room that is not known may be
+    /// of one that is being entered: wait before refusing them.
+    pub async fn settle(&self, room: &RoomId) {
+        drop(self.entering.take(room).await);
+    }
+
+    /// Servers to enter a room through, the likeliest first: those that the client names, the one that invited the user,
+    /// those that were in the room when this node was, and the one that made it.
+    pub(super) async fn ways_in(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: Vec<OwnedServerName>,
+    ) -> Result<Vec<OwnedServerName>, Error> {
+        let own = self.ctx.server_name.clone();
+        let (user, room) = (user.to_owned(), room.to_owned());
+        self.ctx
+            .store
+            .read(move |txn| {
+                let mut servers: Vec<OwnedServerName> = Vec::new();
+                let known = via.into_iter().chain(inviting_server(txn, &user, &room)?);
+                let known = known.chain(txn.joined_servers(&room)?);
+                let known = known.chain(room.server_name().map(ToOwned::to_owned));
+                for server in known {
+                    if server != own && !servers.contains(&server) && servers.len() < MAX_SERVERS {
+                        servers.push(server);
+                    }
+                }
+                Ok(servers)
+            })
+            .await
+    }
+}
+
+/// What a task that must not be cut short came to.
+fn finished<T>(outcome: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, Error> {
+    outcome.map_err(|error| Error::Internal("a task of the rooms service ended early", Some(Box::new(error))))?
+}
+
+/// The server of whoever invited the user, as far as it is known.
+fn inviting_server(txn: &ReadTxn<'_>, user: &UserId, room: &RoomId) -> Result<Option<OwnedServerName>, Error> {
+    #[derive(Deserialize)]
+    struct Event {
+        sender: ruma::OwnedUserId,
+    }
+    let Some(outside) = txn.outside_membership(user, room)? else {
+        return Ok(None);
+    };
+    let event: Option<Event> = serde_json::from_str(outside.event.get()).ok();
+    Ok(event.map(|event| event.sender.server_name().to_owned()))
+}
+
+/// Whether a refusal says no more than that this server cannot help.
+fn is_unable(error: &Error) -> bool {
+    matches!(error, Error::Refused { kind, .. }
+        if matches!(**kind, ErrorKind::UnableToAuthorizeJoin | ErrorKind::UnableToGrantJoin))
+}

@@ -1,0 +1,52 @@
+//! Rooms as their members change them: creating, inviting, joining, leaving, sending, naming and publishing. What a room
+//! looks like to a reader is the timeline's business, and what is allowed the engine's.
+
+mod aliases;
+mod commit;
+mod create;
+mod directory;
+mod enter;
+mod invite;
+mod join;
+mod keep;
+mod leave;
+mod member;
+mod outside;
+mod resident;
+mod send;
+pub(crate) mod state;
+#[cfg(test)]
+mod tests;
+mod turns;
+mod upgrade;
+
+pub use directory::{PublicRooms, PublicRoomsQuery};
+pub(crate) use keep::keep;
+pub use resident::Handshake;
+
+use super::{Context, Outbox, Profiles, ServerKeys};
+use turns::Turns;
+
+/// The rooms service. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    ctx: Context,
+    outbox: Outbox,
+    server_keys: ServerKeys,
+    profiles: Profiles,
+    /// Whoever enters a room takes turns with others that enter the same one.
+    entering: Turns,
+}
+
+impl Rooms {
+    /// Makes the service.
+    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, profiles: Profiles) -> Self {
+        Self {
+            ctx,
+            outbox,
+            server_keys,
+            profiles,
+            entering: Turns::default(),
+        }
+    }
+}

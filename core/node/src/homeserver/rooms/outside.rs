@@ -1,0 +1,191 @@
+//! Rooms that this node is not in, as other servers tell of them: invites that arrive, invites that are taken back, and
+//! what to do when nobody else is there to ask. What they tell is shown as hearsay and never becomes room state.
+
+use kith_engine::{
+    Pdu, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, accept_invite, membership_of, prune_stripped_state,
+    stripped_event,
+};
+use kith_store::{NewOutsideMembership, OutsideMembership, ReadTxn};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, RoomVersionId, ServerName, UserId,
+    api::federation::membership::{RawStrippedState, create_invite},
+    events::room::member::MembershipState,
+};
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Rooms, commit::signer, enter::incompatible};
+use crate::Error;
+
+impl Rooms {
+    /// Takes an invite of a local user from the inviting server, and gives it back signed.
+    ///
+    /// Server-server API, `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`.
+    pub async fn handle_invite(
+        &self,
+        peer: &ServerName,
+        request: create_invite::v2::Request,
+    ) -> Result<Box<RawValue>, Error> {
+        let (room, version) = (request.room_id, request.room_version);
+        if !SUPPORTED_VERSIONS.contains(&version) {
+            return Err(incompatible(version));
+        }
+        let unchecked = UncheckedPdu::parse(request.event.get(), &version)?;
+        if unchecked.event_id() != request.event_id {
+            return Err(Error::invalid_param("the event has another id than the request says"));
+        }
+        if unchecked.pdu().sender().server_name() != peer {
+            return Err(Error::invalid_param("the event is another server's"));
+        }
+        let keys = self.server_keys.load(&unchecked.required_keys()?, peer).await?;
+        let keys = |server: &ServerName, key: &str, at| keys.get(server, key, at);
+        let invite = accept_invite(request.event.get(), &room, &version, signer(&self.ctx), keys)?;
+        let told = stripped(&request.invite_room_state)?;
+        let mut state = prune_stripped_state(&told, &room, &version)?;
+        state.push(stripped_event(invite.pdu()));
+        let target = invite.pdu().state_key().and_then(|user| UserId::parse(user).ok());
+        let target = target.ok_or_else(|| Error::invalid_param("the invited user is not of this server"))?;
+        self.must_take_invites(&target).await?;
+
+        let (own, json) = (self.ctx.server_name.clone(), invite.pdu().to_raw());
+        let kept = json.clone();
+        self.ctx
+            .store
+            .write(move |txn| {
+                // In a room that this node is in, the invite arrives as an event too, and that one counts.
+                if !txn.is_server_joined(&room, &own)? {
+                    txn.set_outside_membership(&NewOutsideMembership {
+                        user_id: &target,
+                        room_id: &room,
+                        membership: &MembershipState::Invite,
+                        version: &version,
+                        event_id: invite.event_id(),
+                        event: &kept,
+                        state: &state,
+                    })?;
+                }
+                Ok::<_, Error>(())
+            })
+            .await?;
+        Ok(json)
+    }
+
+    /// 403 `M_FORBIDDEN` for an invite of nobody, or of somebody who closed the account.
+    async fn must_take_invites(&self, user: &UserId) -> Result<(), Error> {
+        let user = user.to_owned();
+        self.ctx
+            .store
+            .read(move |txn| match txn.user(&user)? {
+                Some(account) if !account.deactivated => Ok(()),
+                _ => Err(Error::forbidden("there is no such user here")),
+            })
+            .await
+    }
+
+    /// Takes an event of a room that this node is not in: the end of an invite or a knock of a local user. Everything
+    /// else is 404 `M_NOT_FOUND`.
+    pub async fn handle_outside_member(&self, peer: &ServerName, json: &RawValue) -> Result<(), Error> {
+        let (user, room) = who_and_where(json).ok_or_else(not_in)?;
+        let standing = {
+            let (user, room) = (user.clone(), room.clone());
+            let read = self
+                .ctx
+                .store
+                .read(move |txn| Ok::<_, Error>(txn.outside_membership(&user, &room)?));
+            read.await?.ok_or_else(not_in)?
+        };
+        let unchecked = UncheckedPdu::parse(json.get(), &standing.version)?;
+        let keys = self.server_keys.load(&unchecked.required_keys()?, peer).await?;
+        let event = unchecked.verify(|server, key, at| keys.get(server, key, at))?;
+        if !ends(event.pdu(), &standing) {
+            return Err(not_in());
+        }
+        self.ctx
+            .store
+            .write(move |txn| {
+                let now = txn.outside_membership(&user, &room)?;
+                if now.is_some_and(|now| now.event_id == standing.event_id) {
+                    txn.set_outside_membership(&NewOutsideMembership {
+                        user_id: &user,
+                        room_id: &room,
+                        membership: &MembershipState::Leave,
+                        version: &standing.version,
+                        event_id: event.event_id(),
+                        event: &event.pdu().to_raw(),
+                        state: &[],
+                    })?;
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// 404 `M_NOT_FOUND`.
+fn not_in() -> Error {
+    Error::not_found("this server is not in that room")
+}
+
+/// Whose membership an event is about, and in which room.
+fn who_and_where(json: &RawValue) -> Option<(ruma::OwnedUserId, ruma::OwnedRoomId)> {
+    #[derive(serde::Deserialize)]
+    struct Event {
+        room_id: ruma::OwnedRoomId,
+        state_key: ruma::OwnedUserId,
+    }
+    let event: Event = serde_json::from_str(json.get()).ok()?;
+    Some((event.state_key, event.room_id))
+}
+
+/// Whether an event ends an invite or a knock. Its authority cannot be checked from outside; that it names the invite
+/// among the events that authorise it shows that its author knows the room.
+fn ends(event: &Pdu, standing: &OutsideMembership) -> bool {
+    let over = matches!(
+        membership_of(event),
+        Some(MembershipState::Leave | MembershipState::Ban)
+    );
+    let waiting = matches!(standing.membership, MembershipState::Invite | MembershipState::Knock);
+    over && waiting && event.room_id() == standing.room_id && event.auth_events().contains(&standing.event_id)
+}
+
+/// Stripped state as it came, whichever of its two shapes it has.
+pub(super) fn stripped(state: &[RawStrippedState]) -> Result<Vec<Box<RawValue>>, Error> {
+    let raw = state.iter().map(to_raw_value).collect::<Result<_, _>>();
+    raw.map_err(|error| Error::Internal("stripped state did not serialise", Some(Box::new(error))))
+}
+
+/// The version of a room and the event that last told of a user in it, for a leave that no server helps with.
+pub(super) fn last_word(
+    txn: &ReadTxn<'_>,
+    user: &UserId,
+    room: &RoomId,
+) -> Result<(RoomVersionId, OwnedEventId), Error> {
+    if let Some(outside) = txn.outside_membership(user, room)? {
+        return Ok((outside.version, outside.event_id));
+    }
+    match (txn.room_version(room)?, txn.member(room, user)?) {
+        (Some(version), Some(member)) => Ok((version, member.event_id)),
+        _ => Err(Error::not_found("you have nothing to do with this room")),
+    }
+}
+
+/// A template like another server's, for an event that only our own user will ever see.
+pub(super) fn lone_template(
+    user: &UserId,
+    room: &RoomId,
+    membership: &MembershipState,
+    before: OwnedEventId,
+) -> CanonicalJsonObject {
+    let text = |text: &str| CanonicalJsonValue::String(text.to_owned());
+    let before = CanonicalJsonValue::Array(vec![text(before.as_str())]);
+    let content = CanonicalJsonObject::from([("membership".to_owned(), text(membership.as_str()))]);
+    CanonicalJsonObject::from([
+        ("type".to_owned(), text("m.room.member")),
+        ("room_id".to_owned(), text(room.as_str())),
+        ("sender".to_owned(), text(user.as_str())),
+        ("state_key".to_owned(), text(user.as_str())),
+        ("content".to_owned(), CanonicalJsonValue::Object(content)),
+        ("prev_events".to_owned(), before.clone()),
+        ("auth_events".to_owned(), before),
+        ("depth".to_owned(), ruma::Int::from(1).into()),
+    ])
+}
