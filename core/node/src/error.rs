@@ -1,5 +1,7 @@
 //! Why a service refused or failed, in Matrix's terms. Rendering it as HTTP is the edge's job.
 
+use std::convert::Infallible;
+
 use kith_engine::RoomError;
 use kith_store::StoreError;
 use ruma::{
@@ -97,9 +99,26 @@ impl Error {
 
 impl From<RoomError<StoreError>> for Error {
     fn from(error: RoomError<StoreError>) -> Self {
-        match error {
-            RoomError::Read(error) => Self::Store(error),
-            other => Self::Internal("a room could not be judged", Some(Box::new(other))),
+        room_error(error, Error::from)
+    }
+}
+
+impl From<RoomError<Infallible>> for Error {
+    fn from(error: RoomError<Infallible>) -> Self {
+        room_error(error, |never| match never {})
+    }
+}
+
+fn room_error<E>(error: RoomError<E>, read: impl FnOnce(E) -> Error) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match error {
+        RoomError::Read(error) => read(error),
+        RoomError::UnknownRoom(_) => Error::not_found(error.to_string()),
+        RoomError::WrongVersion { .. } | RoomError::Pdu(_) => Error::invalid_param(error.to_string()),
+        RoomError::Lost(_) | RoomError::Resolution(_) => {
+            Error::Internal("a room could not be judged", Some(Box::new(error)))
         }
     }
 }

@@ -111,9 +111,7 @@ impl Rooms {
             .read(move |txn| {
                 let current = find_room(txn, &room)?;
                 let may = match &current {
-                    Some(current) => {
-                        current.membership(&user)? == MembershipState::Join || is_world_readable(&current)?
-                    }
+                    Some(current) => current.membership(&user)? == MembershipState::Join || is_world_readable(current)?,
                     None => false,
                 };
                 if !may {

@@ -1,9 +1,7 @@
 //! What the rooms service asks of a room's current state, beyond what the engine's view answers. It changes nothing.
 
-use std::convert::Infallible;
-
-use kith_engine::{RoomError, RoomView};
-use kith_store::{ReadTxn, StoreError};
+use kith_engine::RoomView;
+use kith_store::ReadTxn;
 use ruma::{
     RoomId, ServerName, UserId,
     events::{
@@ -57,30 +55,4 @@ pub(crate) fn may_send_state(room: &CurrentRoom<'_, '_>, user: &UserId, kind: St
 pub(crate) fn admits(room: &CurrentRoom<'_, '_>, server: &ServerName) -> Result<bool, Error> {
     let acl = room.content::<RoomServerAclEventContent>(StateEventType::RoomServerAcl, "")?;
     Ok(acl.is_none_or(|acl| acl.is_allowed(server)))
-}
-
-impl From<RoomError<StoreError>> for Error {
-    fn from(error: RoomError<StoreError>) -> Self {
-        room_error(error, Error::from)
-    }
-}
-
-impl From<RoomError<Infallible>> for Error {
-    fn from(error: RoomError<Infallible>) -> Self {
-        room_error(error, |never| match never {})
-    }
-}
-
-fn room_error<E>(error: RoomError<E>, read: impl FnOnce(E) -> Error) -> Error
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    match error {
-        RoomError::Read(error) => read(error),
-        RoomError::UnknownRoom(_) => Error::not_found(error.to_string()),
-        RoomError::WrongVersion { .. } | RoomError::Pdu(_) => Error::invalid_param(error.to_string()),
-        RoomError::Lost(_) | RoomError::Resolution(_) => {
-            Error::Internal("a room could not be judged", Some(Box::new(error)))
-        }
-    }
 }
