@@ -27,7 +27,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// Why an address or socket cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ListenError {
+pub enum ListenError {
     /// Another program listens there.
     #[error("{0} is in use by another program; choose another port or stop that program")]
     InUse(SocketAddr),
