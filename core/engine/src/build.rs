@@ -165,6 +165,9 @@ pub fn build_event<R: RoomReader, K: KeyPair>(
 
 /// Builds the event that opens a room. From room version 12 on the room's id follows from it and `room_id` goes
 /// unused; before, `room_id` is the id the new room is to have.
+///
+/// Two rooms that one user creates alike within a millisecond would be the same room: [`receive`](crate::receive) then
+/// knows the event already, and it is to be built again with a later `now`.
 pub fn build_create<K: KeyPair>(
     draft: &Draft,
     version: &RoomVersionId,
@@ -285,26 +288,26 @@ struct Base<'a, R: RoomReader> {
 
 impl<'a, R: RoomReader> Base<'a, R> {
     fn of(reader: &'a R, room: &RoomId) -> Result<Self, BuildError<R::Error>> {
-        let unknown = || RoomError::UnknownRoom(room.to_owned());
-        let current = reader
-            .current_state(room)
-            .map_err(BuildError::read)?
-            .ok_or_else(unknown)?;
-        let mut prev = Vec::new();
-        for id in reader.forward_extremities(room).map_err(BuildError::read)? {
-            prev.push(
-                reader
-                    .event(&id)
-                    .map_err(BuildError::read)?
-                    .ok_or(RoomError::Lost(id))?,
-            );
-        }
-        let mut state = NewState::Same(current);
+        let current = reader.current_state(room).map_err(BuildError::read)?;
+        let current = current.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
+        let extremities = reader.forward_extremities(room).map_err(BuildError::read)?;
+        let prev = held(reader, extremities)?;
         if prev.len() > OWN_PREV_EVENTS {
-            prev = pick_extremities(prev);
-            state = state_after_all(reader, room, &prev)?;
+            return Self::on(reader, room, current, pick_extremities(prev));
         }
-        let view = RoomView::of(reader, room, state)?.ok_or_else(unknown)?;
+        let view = RoomView::at(reader, room, current)?.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
+        Ok(Self {
+            reader,
+            prev,
+            view,
+            current,
+        })
+    }
+
+    /// On top of these events and no others.
+    fn on(reader: &'a R, room: &RoomId, current: StateId, prev: Vec<StoredPdu>) -> Result<Self, BuildError<R::Error>> {
+        let state = state_after_all(reader, room, &prev)?;
+        let view = RoomView::of(reader, room, state)?.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
         Ok(Self {
             reader,
             prev,
@@ -409,6 +412,36 @@ impl<'a, R: RoomReader> Base<'a, R> {
 
 fn raw(content: Option<&CanonicalJsonValue>) -> Result<Box<RawValue>, serde_json::Error> {
     to_raw_value(&content)
+}
+
+/// An event on top of any events held, signed but not authorised: what a server that breaks the rules might send.
+#[cfg(feature = "testing")]
+pub(crate) fn build_unauthorised<R: RoomReader, K: KeyPair>(
+    reader: &R,
+    room: &RoomId,
+    prev: Vec<OwnedEventId>,
+    draft: &Draft,
+    signer: Signer<'_, K>,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<CheckedPdu, BuildError<R::Error>> {
+    let current = reader.current_state(room).map_err(BuildError::read)?;
+    let current = current.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
+    let base = Base::on(reader, room, current, held(reader, prev)?)?;
+    let (object, _) = base.assemble(draft, now)?;
+    sign(object, base.view.version(), signer)
+}
+
+fn held<R: RoomReader>(reader: &R, ids: Vec<OwnedEventId>) -> Result<Vec<StoredPdu>, BuildError<R::Error>> {
+    let mut held = Vec::with_capacity(ids.len());
+    for id in ids {
+        held.push(
+            reader
+                .event(&id)
+                .map_err(BuildError::read)?
+                .ok_or(RoomError::Lost(id))?,
+        );
+    }
+    Ok(held)
 }
 
 /// The extremities that an event names when it cannot name all: half the deepest, so that it carries on from what was

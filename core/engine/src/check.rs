@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use ruma::{
-    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedServerName, RoomId, RoomVersionId, ServerName,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, OwnedServerName, RoomId,
+    RoomVersionId, ServerName,
     canonical_json::redact_in_place,
     serde::Base64,
     signatures::{PublicKeyMap, PublicKeySet, Verified, required_server_signatures_to_verify_event, verify_event},
@@ -60,6 +61,9 @@ impl UncheckedPdu {
     /// [`UncheckedPdu::parse`] for an object that has been parsed already.
     pub fn from_object(mut object: CanonicalJsonObject, version: &RoomVersionId) -> Result<Self, PduError> {
         check_pdu_format(&object, &rules(version)?.event_format).map_err(PduError::Malformed)?;
+        if !object.get("content").is_some_and(CanonicalJsonValue::is_object) {
+            return Err(PduError::Malformed("`content` must be an object".to_owned()));
+        }
         object.remove("unsigned");
         let pdu = Pdu::from_json(&object, version)?;
         if pdu.json().len() > MAX_EVENT_BYTES {

@@ -22,6 +22,8 @@ mod reader;
 mod receive;
 mod resolve;
 mod stripped;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod view;
 mod visibility;
 

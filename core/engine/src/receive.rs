@@ -272,7 +272,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             .into_iter()
             .map(|id| Fork::stored(self.reader, id))
             .collect::<Result<Vec<_>, _>>()?;
-        resolve_forks(self.reader, &self.rules, &forks)
+        resolve_forks(self.reader, &self.rules, &forks, None)
     }
 
     /// Steps 3, 4 and 5: the rules that need no state, then those that do, against the event's own auth events and
@@ -436,7 +436,12 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             .map(|id| Fork::stored(self.reader, id))
             .collect::<Result<Vec<_>, _>>()?;
         forks.push(self.fork_after(before, applied.sets.as_ref())?);
-        let resolved = resolve_forks(self.reader, &self.rules, &forks)?;
+        let new_event = StoredPdu {
+            pdu: self.pdu.clone(),
+            status: applied.status,
+            outlier: false,
+        };
+        let resolved = resolve_forks(self.reader, &self.rules, &forks, Some(new_event))?;
         Ok(match (resolved, current) {
             (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
             (resolved, _) => CurrentState::New(resolved),

@@ -49,20 +49,21 @@ pub fn resolve<R: RoomReader>(
         .into_iter()
         .map(|id| Fork::stored(reader, id))
         .collect::<Result<Vec<_>, _>>()?;
-    resolve_forks(reader, &rules(version).map_err(RoomError::Pdu)?, &forks)
+    resolve_forks(reader, &rules(version).map_err(RoomError::Pdu)?, &forks, None)
 }
 
-/// [`resolve`] for states of which some are not stored yet.
+/// [`resolve`] for states of which some are not stored yet, and which may hold one event that is not stored either.
 pub(crate) fn resolve_forks<R: RoomReader>(
     reader: &R,
     rules: &RoomVersionRules,
     forks: &[Fork],
+    new_event: Option<StoredPdu>,
 ) -> Result<NewState, RoomError<R::Error>> {
     let conflicts = Conflicts::of(forks);
     let resolved = if conflicts.keys.is_empty() {
         forks.first().map(|fork| (*fork.entries).clone()).unwrap_or_default()
     } else {
-        run(reader, rules, forks, &conflicts)?
+        run(&EventCache::new(reader, new_event), rules, forks, &conflicts)?
     };
     Ok(as_new_state(resolved, forks))
 }
@@ -103,17 +104,16 @@ impl Conflicts {
 }
 
 fn run<R: RoomReader>(
-    reader: &R,
+    events: &EventCache<'_, R>,
     rules: &RoomVersionRules,
     forks: &[Fork],
     conflicts: &Conflicts,
 ) -> Result<StateMap, RoomError<R::Error>> {
-    let events = EventCache::new(reader);
     let maps: Vec<RumaStateMap<OwnedEventId>> = forks
         .iter()
         .map(|fork| fork.entries.iter().map(|(key, id)| (key.clone(), id.clone())).collect())
         .collect();
-    let chains = auth_chains(reader, forks, conflicts)?;
+    let chains = auth_chains(events, forks, conflicts)?;
     let Some(v2_rules) = rules.state_res.v2_rules() else {
         return Err(RoomError::Resolution(
             state_res::Error::FetchConflictedStateSubgraphFailed,
@@ -125,7 +125,7 @@ fn run<R: RoomReader>(
         &maps,
         chains,
         |id| events.fetch(id),
-        |conflicted| conflicted_subgraph(&events, conflicted.values().flatten()),
+        |conflicted| conflicted_subgraph(events, conflicted.values().flatten()),
     );
     events.finish()?;
     Ok(resolved.map_err(RoomError::Resolution)?.into_iter().collect())
@@ -137,14 +137,13 @@ fn run<R: RoomReader>(
 /// in all of them, so it is taken out of all instead of being added to all; and if the disputed entries' chains are
 /// equal, the undisputed ones, which in a large room are nearly everything, are not walked at all.
 fn auth_chains<R: RoomReader>(
-    reader: &R,
+    events: &EventCache<'_, R>,
     forks: &[Fork],
     conflicts: &Conflicts,
 ) -> Result<Vec<EventIdSet<OwnedEventId>>, RoomError<R::Error>> {
     let mut chains = Vec::with_capacity(forks.len());
     for disputed in &conflicts.events {
-        let disputed: Vec<OwnedEventId> = disputed.iter().cloned().collect();
-        chains.push(reader.auth_chain(&disputed)?);
+        chains.push(events.auth_chain(disputed)?);
     }
     if chains.windows(2).any(|pair| pair[0] != pair[1])
         && let Some(fork) = forks.first()
@@ -155,7 +154,7 @@ fn auth_chains<R: RoomReader>(
             .filter(|(key, _)| !conflicts.keys.contains(*key))
             .map(|(_, id)| id.clone())
             .collect();
-        let common = reader.auth_chain(&undisputed)?;
+        let common = events.reader.auth_chain(&undisputed)?;
         for chain in &mut chains {
             chain.retain(|id| !common.contains(id));
         }
@@ -237,15 +236,21 @@ fn as_new_state(resolved: StateMap, forks: &[Fork]) -> NewState {
 /// Events read once for one resolution, which asks for each some thirty times.
 struct EventCache<'a, R: RoomReader> {
     reader: &'a R,
+    /// The event being received, which the store does not have yet.
+    new_event: Option<StoredPdu>,
     events: RefCell<BTreeMap<OwnedEventId, Option<StoredPdu>>>,
     failure: RefCell<Option<R::Error>>,
 }
 
 impl<'a, R: RoomReader> EventCache<'a, R> {
-    fn new(reader: &'a R) -> Self {
+    fn new(reader: &'a R, new_event: Option<StoredPdu>) -> Self {
+        let events = new_event
+            .iter()
+            .map(|new| (new.pdu.event_id().to_owned(), Some(new.clone())));
         Self {
             reader,
-            events: RefCell::default(),
+            events: RefCell::new(events.collect()),
+            new_event,
             failure: RefCell::new(None),
         }
     }
@@ -263,6 +268,21 @@ impl<'a, R: RoomReader> EventCache<'a, R> {
         };
         self.events.borrow_mut().insert(id.to_owned(), event.clone());
         event
+    }
+
+    fn auth_chain(&self, of: &BTreeSet<OwnedEventId>) -> Result<BTreeSet<OwnedEventId>, R::Error> {
+        let mut stored: Vec<OwnedEventId> = of.iter().cloned().collect();
+        let mut named = &[][..];
+        if let Some(new) = &self.new_event
+            && of.contains(new.pdu.event_id())
+        {
+            named = new.pdu.auth_events();
+            stored.retain(|id| id != new.pdu.event_id());
+            stored.extend(named.iter().cloned());
+        }
+        let mut chain = self.reader.auth_chain(&stored)?;
+        chain.extend(named.iter().cloned());
+        Ok(chain)
     }
 
     /// The first failed read, if any: its absence would have passed for a missing event.

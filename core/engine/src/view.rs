@@ -118,13 +118,9 @@ impl<'a, R: RoomReader> RoomView<'a, R> {
 
     /// Who may join, by the room's rules; by invitation only where nothing is said.
     pub fn join_rule(&self) -> Result<JoinRule, RoomError<R::Error>> {
-        #[derive(Deserialize)]
-        struct Content {
-            #[serde(flatten)]
-            join_rule: JoinRule,
-        }
-        let content: Option<Content> = self.content(StateEventType::RoomJoinRules, "")?;
-        Ok(content.map_or(JoinRule::Invite, |content| content.join_rule))
+        Ok(self
+            .content(StateEventType::RoomJoinRules, "")?
+            .unwrap_or(JoinRule::Invite))
     }
 
     /// Who may read what was said; `shared` where nothing, or nothing known, is said.
