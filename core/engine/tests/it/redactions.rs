@@ -67,7 +67,7 @@ fn redactions_that_do_not_apply_are_withheld() {
         let redaction = scene.rooms.build_on(
             scene.server("charlie"),
             &scene.room,
-            &[said.clone()],
+            std::slice::from_ref(&said),
             &draft("charlie", &said),
             at(6_000),
         );
@@ -91,7 +91,7 @@ fn a_redaction_may_come_before_what_it_redacts() {
             let redaction = rooms.build_on(
                 scene.server(name),
                 &scene.room,
-                &[base.clone()],
+                std::slice::from_ref(&base),
                 &draft(name, &said),
                 at(6_000),
             );

@@ -131,7 +131,7 @@ fn impossible_rooms_are_refused() {
     let base = || CreateRoom::new(user_id("alice"));
     let member = (StateEventType::RoomMember, user("bob"));
     let create = (StateEventType::RoomCreate, String::new());
-    let many = |n: usize| (0..n).map(|i| user_id_of(i)).collect::<Vec<_>>();
+    let many = |n: usize| (0..n).map(user_id_of).collect::<Vec<_>>();
     fn user_id_of(i: usize) -> ruma::OwnedUserId {
         format!("@u{i}:x").try_into().unwrap()
     }
@@ -332,7 +332,7 @@ fn own_events_name_ten_extremities_and_in_the_end_all() {
         tips.push(tip);
     }
     // Bob lacks the power for state events, so that these forks were rejected and are no extremities.
-    assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap(), [base.clone()]);
+    assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap(), [&*base]);
     for i in 0..25 {
         scene.put(
             &[&base],
@@ -375,7 +375,7 @@ fn events_that_evade_the_current_state_are_soft_failed() {
         let (_, applied) = scene.put(&[&evading], "bob", "m.room.message", None, json!({"body": "haha"}));
         assert_eq!(applied.status, EventStatus::SoftFailed);
         assert_eq!(scene.state(), state);
-        assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap(), [ban.clone()]);
+        assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap(), [&*ban]);
         // Past the ban it is not even soft-failed.
         let (_, applied) = scene.put(&[&ban], "bob", "m.room.message", None, json!({"body": "hahaha"}));
         assert_eq!(applied.status, EventStatus::Rejected);

@@ -11,20 +11,20 @@ use ruma::{
 use serde_json::{Value, json};
 
 /// Alice made the room; the others are on servers of their own.
-pub struct Scene {
-    pub rooms: MemoryRooms,
-    pub room: OwnedRoomId,
-    pub servers: Vec<TestServer>,
+pub(crate) struct Scene {
+    pub(crate) rooms: MemoryRooms,
+    pub(crate) room: OwnedRoomId,
+    pub(crate) servers: Vec<TestServer>,
     /// Every event so far, in the order of its making.
-    pub events: Vec<CheckedPdu>,
+    pub(crate) events: Vec<CheckedPdu>,
     clock: u32,
 }
 
-pub const NAMES: [&str; 5] = ["alice", "bob", "charlie", "ella", "zara"];
+pub(crate) const NAMES: [&str; 5] = ["alice", "bob", "charlie", "ella", "zara"];
 
 impl Scene {
     /// A room of this version and preset with Alice in it.
-    pub fn new(version: RoomVersionId, preset: RoomPreset) -> Self {
+    pub(crate) fn new(version: RoomVersionId, preset: RoomPreset) -> Self {
         let servers: Vec<TestServer> = NAMES
             .iter()
             .map(|name| TestServer::new(&format!("{name}.example")))
@@ -46,7 +46,7 @@ impl Scene {
     }
 
     /// A public room, everybody of these joined.
-    pub fn public(version: RoomVersionId, joined: &[&str]) -> Self {
+    pub(crate) fn public(version: RoomVersionId, joined: &[&str]) -> Self {
         let mut scene = Self::new(version, RoomPreset::PublicChat);
         for name in joined {
             scene.say(name, "m.room.member", Some(&user(name)), json!({"membership": "join"}));
@@ -54,11 +54,11 @@ impl Scene {
         scene
     }
 
-    pub fn server(&self, name: &str) -> &TestServer {
+    pub(crate) fn server(&self, name: &str) -> &TestServer {
         &self.servers[NAMES.iter().position(|n| *n == name).unwrap()]
     }
 
-    pub fn draft(&self, name: &str, kind: &str, state_key: Option<&str>, content: Value) -> Draft {
+    pub(crate) fn draft(&self, name: &str, kind: &str, state_key: Option<&str>, content: Value) -> Draft {
         let sender: OwnedUserId = user(name).try_into().unwrap();
         let draft = Draft::message(sender, kind, content).unwrap();
         Draft {
@@ -73,12 +73,12 @@ impl Scene {
     }
 
     /// Sends an event that the room must allow.
-    pub fn say(&mut self, name: &str, kind: &str, state_key: Option<&str>, content: Value) -> OwnedEventId {
+    pub(crate) fn say(&mut self, name: &str, kind: &str, state_key: Option<&str>, content: Value) -> OwnedEventId {
         self.try_say(name, kind, state_key, content).unwrap()
     }
 
     /// Sends an event; the words of the refusal if the room does not allow it.
-    pub fn try_say(
+    pub(crate) fn try_say(
         &mut self,
         name: &str,
         kind: &str,
@@ -98,7 +98,7 @@ impl Scene {
     }
 
     /// Makes an event on top of these, whether allowed or not, and does not send it.
-    pub fn craft(
+    pub(crate) fn craft(
         &mut self,
         prev: &[&OwnedEventId],
         name: &str,
@@ -111,7 +111,7 @@ impl Scene {
     }
 
     /// [`Scene::craft`] with a clock of its own.
-    pub fn craft_at(
+    pub(crate) fn craft_at(
         &self,
         now: u32,
         prev: &[&OwnedEventId],
@@ -127,7 +127,7 @@ impl Scene {
     }
 
     /// [`Scene::craft`], then received.
-    pub fn put(
+    pub(crate) fn put(
         &mut self,
         prev: &[&OwnedEventId],
         name: &str,
@@ -142,16 +142,16 @@ impl Scene {
         (id, applied)
     }
 
-    pub fn last(&self) -> OwnedEventId {
+    pub(crate) fn last(&self) -> OwnedEventId {
         self.events.last().unwrap().event_id().to_owned()
     }
 
-    pub fn state(&self) -> StateMap {
+    pub(crate) fn state(&self) -> StateMap {
         self.rooms.state_of(&self.room)
     }
 
     /// The content of a state event of the current state.
-    pub fn content(&self, kind: &str, state_key: &str) -> Option<Value> {
+    pub(crate) fn content(&self, kind: &str, state_key: &str) -> Option<Value> {
         let state = self.state();
         let id = state.get(&(StateEventType::from(kind), state_key.to_owned()))?;
         let event = self.events.iter().find(|event| event.event_id() == id).unwrap();
@@ -160,10 +160,10 @@ impl Scene {
 }
 
 /// The user of this name.
-pub fn user(name: &str) -> String {
+pub(crate) fn user(name: &str) -> String {
     format!("@{name}:{name}.example")
 }
 
-pub fn user_id(name: &str) -> OwnedUserId {
+pub(crate) fn user_id(name: &str) -> OwnedUserId {
     UserId::parse(user(name)).unwrap()
 }
