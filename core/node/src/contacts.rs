@@ -1,10 +1,12 @@
-//! How nodes come to know each other by hand: this node's ticket, and the tickets of others. Nothing here proves who
+//! How nodes come to know each other by hand: this node's ticket, and what others hand over. Nothing here proves who
 //! anyone is; connections do.
 
-use kith_identity::Ticket;
+use std::str::FromStr;
+
+use kith_identity::{IdentityPublicKey, Ticket, TicketError};
 use kith_net::{Multiaddr, Net, PeerAddresses, PeerId, peer_id_of};
 use kith_store::StoreError;
-use ruma::OwnedServerName;
+use ruma::{IdParseError, MatrixUri, OwnedServerName, ServerName, matrix_uri::MatrixId};
 
 use crate::{Node, network::directory::to_known, node::StartError, status::StatusError};
 
@@ -13,6 +15,57 @@ const ADDRESSES: &str = "ticket_addresses";
 
 /// What the address of a place at a relay ends in.
 const CIRCUIT: &str = "/p2p-circuit";
+
+/// What one person hands another to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Introduction {
+    /// A ticket: a node, and where it is.
+    Ticket(Box<Ticket>),
+    /// A `matrix:` URI: servers, to be found on the local network or where they were before.
+    Servers(Vec<IdentityPublicKey>),
+}
+
+/// Why a text introduces nobody.
+#[derive(Debug, thiserror::Error)]
+pub enum IntroductionError {
+    /// It is no ticket, or a damaged one.
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    /// It is a damaged `matrix:` URI.
+    #[error("the matrix: URI is not valid")]
+    Uri(#[from] IdParseError),
+    /// It is a `matrix:` URI in which no server is named by its key.
+    #[error("the matrix: URI names no Kith node")]
+    NoNode,
+}
+
+impl FromStr for Introduction {
+    type Err = IntroductionError;
+
+    fn from_str(text: &str) -> Result<Self, IntroductionError> {
+        let text = text.trim();
+        if !text.starts_with("matrix:") {
+            return Ok(Self::Ticket(Box::new(Ticket::parse(text)?)));
+        }
+        let uri = MatrixUri::parse(text)?;
+        let named: Option<&ServerName> = match uri.id() {
+            MatrixId::User(user) => Some(user.server_name()),
+            MatrixId::Room(room) => room.server_name(),
+            MatrixId::RoomAlias(alias) => Some(alias.server_name()),
+            _ => None,
+        };
+        let servers = named.into_iter().chain(uri.via().iter().map(|server| &**server));
+        let mut nodes: Vec<_> = servers
+            .filter_map(|name| IdentityPublicKey::from_server_name(name).ok())
+            .collect();
+        nodes.dedup();
+        if nodes.is_empty() {
+            Err(IntroductionError::NoNode)
+        } else {
+            Ok(Self::Servers(nodes))
+        }
+    }
+}
 
 /// Why a ticket's node was not added.
 #[derive(Debug, thiserror::Error)]
@@ -50,27 +103,52 @@ impl Node {
         Ok(ticket)
     }
 
-    /// Adds another node by its ticket: it is kept as a contact, and dialled if this node is online. Returns at once;
-    /// whether the other is reached shows in the status.
-    pub async fn add_peer(&self, ticket: &Ticket) -> Result<OwnedServerName, AddPeerError> {
-        if ticket.identity == self.identity() {
+    /// Adds other nodes by what their people handed over: they are kept as contacts, and dialled if this node is online.
+    /// Returns at once; whether they are reached shows in the status.
+    pub async fn add_peer(&self, introduction: &Introduction) -> Result<Vec<OwnedServerName>, AddPeerError> {
+        let mut added = Vec::new();
+        match introduction {
+            Introduction::Ticket(ticket) => {
+                let found = PeerAddresses {
+                    peer_id: PeerId::from_bytes(&ticket.peer_id).map_err(|_| AddPeerError::Addresses)?,
+                    addresses: addresses_in(ticket)?,
+                };
+                added.push(self.add_contact(ticket.identity, Some(found)).await?);
+            }
+            Introduction::Servers(servers) => {
+                for server in servers.iter().filter(|server| **server != self.identity()) {
+                    added.push(self.add_contact(*server, None).await?);
+                }
+            }
+        }
+        if added.is_empty() {
+            Err(AddPeerError::Own)
+        } else {
+            Ok(added)
+        }
+    }
+
+    async fn add_contact(
+        &self,
+        identity: IdentityPublicKey,
+        found: Option<PeerAddresses>,
+    ) -> Result<OwnedServerName, AddPeerError> {
+        if identity == self.identity() {
             return Err(AddPeerError::Own);
         }
-        let (server, context) = (ticket.server_name(), &self.homeserver().context);
-        let found = PeerAddresses {
-            peer_id: PeerId::from_bytes(&ticket.peer_id).map_err(|_| AddPeerError::Addresses)?,
-            addresses: addresses_in(ticket)?,
-        };
-        let (known, now, contact) = (to_known(&found), context.world.now(), server.clone());
+        let (server, context) = (identity.server_name(), &self.homeserver().context);
+        let (known, now, contact) = (found.as_ref().map(to_known), context.world.now(), server.clone());
         context
             .store
             .write(move |txn| {
                 txn.add_contact(&contact, now)?;
-                txn.keep_peer_addresses(&contact, &known, now)
+                known.map_or(Ok(()), |known| txn.keep_peer_addresses(&contact, &known, now))
             })
             .await?;
         if let Some(net) = self.inner.network.net() {
-            net.add_addresses(&server, found.peer_id, &found.addresses).await;
+            if let Some(found) = found {
+                net.add_addresses(&server, found.peer_id, &found.addresses).await;
+            }
             let dialled = server.clone();
             tokio::spawn(async move {
                 if let Err(error) = net.connect(&dialled).await {
@@ -126,4 +204,40 @@ fn addresses_in(ticket: &Ticket) -> Result<Vec<Multiaddr>, AddPeerError> {
         addresses.push(kith_net::circuit_address(&parse(relay)?).ok_or(AddPeerError::Addresses)?);
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use kith_identity::IdentityKey;
+
+    use super::*;
+
+    #[test]
+    fn introductions_are_tickets_or_matrix_uris_that_name_a_node() {
+        let key = IdentityKey::from_bytes(&[1; 32]).public();
+        let other = IdentityKey::from_bytes(&[2; 32]).public();
+        let ticket = Ticket::new(key, vec![1; 38]);
+        let servers = |keys: &[IdentityPublicKey]| Some(Introduction::Servers(keys.to_vec()));
+        let cases = [
+            (ticket.encode().unwrap(), Some(Introduction::Ticket(Box::new(ticket)))),
+            (format!("matrix:u/alice:{key}"), servers(&[key])),
+            (format!(" matrix:u/alice:{key}?action=chat\n"), servers(&[key])),
+            (
+                format!("matrix:r/room:{key}?via={key}&via={other}"),
+                servers(&[key, other]),
+            ),
+            (
+                format!("matrix:roomid/abc?via=matrix.org&via={other}"),
+                servers(&[other]),
+            ),
+            ("matrix:u/alice:matrix.org".to_owned(), None),
+            ("matrix:".to_owned(), None),
+            (format!("https://matrix.to/#/@alice:{key}"), None),
+            ("kith:AAAA".to_owned(), None),
+            (String::new(), None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(text.parse().ok(), expected, "{text}");
+        }
+    }
 }

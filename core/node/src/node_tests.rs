@@ -8,7 +8,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::{
-    contacts::AddPeerError,
+    contacts::{AddPeerError, Introduction},
     network::{Network, PeerEvent},
 };
 
@@ -39,7 +39,8 @@ async fn a_ticket_brings_two_nodes_together_and_they_find_each_other_again() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (alice, bob) = (start(a.path()).await, start(b.path()).await);
     let ticket = bob.ticket().await.unwrap();
-    assert_eq!(alice.add_peer(&ticket).await.unwrap(), ticket.server_name());
+    let introduction = Introduction::Ticket(Box::new(ticket.clone()));
+    assert_eq!(alice.add_peer(&introduction).await.unwrap(), [ticket.server_name()]);
     connected(&alice, &bob).await;
     connected(&bob, &alice).await;
     let status = alice.status().await.unwrap();
@@ -91,7 +92,12 @@ async fn a_node_that_is_only_opened_works_offline_and_keeps_its_ticket() {
     let offline = Node::open(config(data.path()), World::system()).await.unwrap();
     assert_eq!(offline.ticket().await.unwrap(), ticket);
     assert!(!offline.status().await.unwrap().online);
-    assert!(matches!(offline.add_peer(&ticket).await, Err(AddPeerError::Own)));
+    for own in [
+        Introduction::Servers(vec![ticket.identity]),
+        Introduction::Ticket(Box::new(ticket)),
+    ] {
+        assert!(matches!(offline.add_peer(&own).await, Err(AddPeerError::Own)));
+    }
     offline.shutdown().await;
 }
 

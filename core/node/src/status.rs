@@ -1,14 +1,18 @@
 //! What a node says of itself: to its owner's command line, page or app. It changes nothing.
 
 use kith_identity::TicketError;
-use kith_store::{ReadTxn, StoreError};
+use kith_store::{ReadTxn, Seq, StoreError};
 use ruma::{
     OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
     events::{StateEventType, room::member::MembershipState},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
 
-use crate::{Error, Node, network::Network};
+use crate::{
+    Error, Node,
+    network::{Network, PeerEvent},
+};
 
 /// Rooms listed at the most.
 const MAX_ROOMS: usize = 200;
@@ -82,7 +86,34 @@ pub enum StatusError {
     Homeserver(#[source] Box<Error>),
 }
 
+/// Tells when a status may have changed.
+pub struct Changes {
+    committed: watch::Receiver<Seq>,
+    peers: broadcast::Receiver<PeerEvent>,
+}
+
+impl Changes {
+    /// Waits for the next event or peer. May end without a change that shows.
+    pub async fn next(&mut self) {
+        // An error says that the node stops, or that several changes were missed: a change in any case.
+        tokio::select! {
+            _ = self.committed.changed() => {}
+            _ = self.peers.recv() => {}
+        }
+    }
+}
+
 impl Node {
+    /// Changes from now on.
+    pub fn changes(&self) -> Changes {
+        let mut committed = self.homeserver().context.store.committed();
+        committed.mark_unchanged();
+        Changes {
+            committed,
+            peers: self.inner.network.events(),
+        }
+    }
+
     /// What the node is and does now.
     pub async fn status(&self) -> Result<Status, StatusError> {
         let context = &self.homeserver().context;
