@@ -1,6 +1,8 @@
 //! Why the store could not do what it was asked.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf, sync::Arc};
+
+use crate::BackupError;
 
 /// Why a database file cannot be opened. The file is left as it was.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +36,28 @@ pub enum OpenError {
         #[source]
         source: rusqlite_migration::Error,
     },
-    /// SQLite or the file system refused.
+    /// There is no such file.
+    #[error("there is no database at {0}")]
+    Missing(PathBuf),
+    /// The copy that is made before a migration could not be made; the file is as before.
+    #[error("cannot make a copy before migrating")]
+    Backup {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<BackupError>,
+    },
+    /// The file system refused.
+    #[error("cannot open {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// SQLite refused.
     #[error("cannot open {path}")]
     Io {
         /// The file.
@@ -65,7 +88,13 @@ pub enum StoreError {
         /// Why it does not parse.
         reason: String,
     },
-    /// The store is shut down, or its queue is full of work that cannot be committed.
+    /// The commit that this was part of failed, though this itself had not.
+    #[error("the commit failed")]
+    Commit(#[source] Arc<rusqlite::Error>),
+    /// The job panicked.
+    #[error("a database job panicked")]
+    Panicked,
+    /// The store is shut down.
     #[error("the store is closed")]
     Closed,
 }

@@ -1,19 +1,20 @@
-//! The handle: opens the file, owns the writer thread and the readers. It knows no table.
+//! The handle: owns the writer thread and the readers, and hands work to them. It knows no table.
 
 use std::{
-    path::PathBuf,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     OpenError, ReadTxn, Seq, StoreError, WriteTxn,
     cache::Caches,
-    migrations::{MIGRATIONS, known_version},
-    writer::{self, Finished, Job},
+    open::{damaged_or_sqlite, open_reader, open_writer},
+    writer::{self, Job},
 };
 
 /// Write jobs waiting at the most; further callers wait for a place.
@@ -48,60 +49,35 @@ pub struct Store {
 }
 
 struct Inner {
-    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    path: PathBuf,
+    jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<Connection>>,
-    reading: Semaphore,
+    /// One permit for each reader.
+    reading: Arc<Semaphore>,
+    reader_count: usize,
     caches: Arc<Caches>,
     committed: watch::Receiver<Seq>,
 }
 
 impl Store {
-    /// Opens or creates the file and brings its schema up to date.
+    /// Opens or creates the file and brings its schema up to date. A file that is refused is left as it was.
     pub fn open(config: &StoreConfig) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io {
-            path: config.path.clone(),
-            source,
-        };
-        let mut conn = Connection::open(&config.path).map_err(io)?;
-        configure(&conn, config).map_err(|error| damaged_or_io(config, error))?;
-        let found: usize = conn
-            .query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
-            .map_err(|error| damaged_or_io(config, error))?
-            .try_into()
-            .unwrap_or(usize::MAX);
-        if found > known_version() {
-            return Err(OpenError::Newer {
-                path: config.path.clone(),
-                found,
-                known: known_version(),
-            });
-        }
-        MIGRATIONS.to_latest(&mut conn).map_err(|source| OpenError::Migration {
-            path: config.path.clone(),
-            source,
-        })?;
-        let damaged = |error: StoreError| OpenError::Damaged {
-            path: config.path.clone(),
-            reason: error.to_string(),
-        };
-        let caches = Arc::new(load_caches(&conn).map_err(|error| damaged(error.into()))?);
-        let seq = ReadTxn::new(&conn, &caches).last_seq().map_err(damaged)?;
-
-        let mut readers = Vec::with_capacity(config.readers);
-        for _ in 0..config.readers {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let reader = Connection::open_with_flags(&config.path, flags).map_err(io)?;
-            configure_cache(&reader, config).map_err(io)?;
-            readers.push(reader);
-        }
+        let conn = open_writer(config)?;
+        let (caches, seq) = read_counters(&conn).map_err(|error| damaged_or_sqlite(&config.path, error))?;
+        let caches = Arc::new(caches);
+        let readers = (0..config.readers.max(1))
+            .map(|_| open_reader(config))
+            .collect::<Result<Vec<_>, _>>()?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed_tx, committed) = watch::channel(seq);
         let thread = writer::spawn(conn, Arc::clone(&caches), queue, committed_tx).map_err(OpenError::Threads)?;
         let inner = Inner {
+            path: config.path.clone(),
             jobs: Mutex::new(Some(jobs)),
             thread: Mutex::new(Some(thread)),
-            reading: Semaphore::new(readers.len()),
+            reading: Arc::new(Semaphore::new(readers.len())),
+            reader_count: readers.len(),
             readers: Mutex::new(readers),
             caches,
             committed,
@@ -118,17 +94,12 @@ impl Store {
     {
         let sender = lock(&self.inner.jobs).clone().ok_or(StoreError::Closed)?;
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |txn| {
-            let result = job(txn);
-            Finished {
-                keep: result.is_ok(),
-                answer: Box::new(move |fate| {
-                    // The caller may have gone away; its work is kept all the same.
-                    let _ = answer.send(fate.map_err(E::from).and(result));
-                }),
-            }
-        });
-        sender.send(job).await.map_err(|_| StoreError::Closed)?;
+        let job = WriteJob {
+            work: Some(job),
+            result: None,
+            answer,
+        };
+        sender.send(Box::new(job)).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -139,14 +110,17 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let inner = Arc::clone(&self.inner);
-        let _place = self.inner.reading.acquire().await.map_err(|_| StoreError::Closed)?;
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = Arc::clone(&inner.reading);
+        let permit = reading.acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let working = tokio::task::spawn_blocking(move || {
+            // The job keeps the permit: it runs on although its caller may have gone away.
+            let _permit = permit;
             let conn = lock(&inner.readers).pop().ok_or(StoreError::Closed)?;
-            let result = snapshot(&conn, &inner.caches, job);
+            let result = catch_unwind(AssertUnwindSafe(|| snapshot(&conn, &inner.caches, job)));
             lock(&inner.readers).push(conn);
-            result
+            result.unwrap_or_else(|_| Err(StoreError::Panicked.into()))
         });
-        reading.await.map_err(|_| StoreError::Closed)?
+        working.await.map_err(|_| StoreError::Closed)?
     }
 
     /// The position of the last commit; changes wake whoever watches.
@@ -154,10 +128,20 @@ impl Store {
         self.inner.committed.clone()
     }
 
-    /// Finishes what is queued, folds the log into the file and closes it. Later calls get [`StoreError::Closed`].
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Finishes what is queued and what is being read, folds the log into the file and closes it. Later calls get
+    /// [`StoreError::Closed`].
     pub async fn close(&self) {
         lock(&self.inner.jobs).take();
+        // Readers go first, so that the writer finds nobody using the log.
+        let permits = u32::try_from(self.inner.reader_count).unwrap_or(u32::MAX);
+        let _all = self.inner.reading.acquire_many(permits).await;
         self.inner.reading.close();
+        lock(&self.inner.readers).clear();
         let thread = lock(&self.inner.thread).take();
         if let Some(thread) = thread {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -165,7 +149,37 @@ impl Store {
                 tracing::error!("the database writer ended abnormally");
             }
         }
-        lock(&self.inner.readers).clear();
+    }
+}
+
+/// A queued closure, and later its outcome.
+struct WriteJob<F, T, E> {
+    work: Option<F>,
+    result: Option<Result<T, E>>,
+    answer: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> Job for WriteJob<F, T, E>
+where
+    F: FnOnce(&WriteTxn<'_>) -> Result<T, E> + Send,
+    T: Send,
+    E: From<StoreError> + Send,
+{
+    fn run(&mut self, txn: &WriteTxn<'_>) -> bool {
+        self.result = self.work.take().map(|work| work(txn));
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn finish(self: Box<Self>, fate: Result<(), StoreError>) {
+        let result = match (self.result, fate) {
+            // Its own failure says more than its group's.
+            (Some(Err(error)), _) => Err(error),
+            (_, Err(error)) => Err(error.into()),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (None, Ok(())) => Err(StoreError::Panicked.into()),
+        };
+        // The caller may have gone away; its work is kept all the same.
+        let _ = self.answer.send(result);
     }
 }
 
@@ -183,38 +197,12 @@ fn snapshot<T, E: From<StoreError>>(
     job(&ReadTxn::new(&txn, caches))
 }
 
-/// Empty caches that give out numbers beyond those in the file.
-fn load_caches(conn: &Connection) -> rusqlite::Result<Caches> {
+/// Empty caches that give out numbers beyond those in the file, and the last position in it.
+fn read_counters(conn: &Connection) -> rusqlite::Result<(Caches, Seq)> {
     let last = |sql| conn.query_row(sql, [], |row| row.get(0));
-    Ok(Caches::new(
+    let caches = Caches::new(
         last("SELECT ifnull(max(event), 0) FROM events")?,
         last("SELECT ifnull(max(state), 0) FROM states")?,
-    ))
-}
-
-fn configure(conn: &Connection, config: &StoreConfig) -> rusqlite::Result<()> {
-    conn.pragma_update(None, "journal_mode", "WAL")?;
-    conn.pragma_update(None, "synchronous", "FULL")?;
-    conn.pragma_update(None, "foreign_keys", true)?;
-    configure_cache(conn, config)
-}
-
-fn configure_cache(conn: &Connection, config: &StoreConfig) -> rusqlite::Result<()> {
-    conn.set_prepared_statement_cache_capacity(128);
-    // Readers must never fold the log: SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
-    conn.pragma_update(None, "cache_size", -i64::from(config.cache_kib))
-}
-
-fn damaged_or_io(config: &StoreConfig, error: rusqlite::Error) -> OpenError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    match error.sqlite_error_code() {
-        Some(NotADatabase | DatabaseCorrupt) => OpenError::Damaged {
-            path: config.path.clone(),
-            reason: error.to_string(),
-        },
-        _ => OpenError::Io {
-            path: config.path.clone(),
-            source: error,
-        },
-    }
+    );
+    Ok((caches, Seq(last("SELECT seq FROM stream")?)))
 }

@@ -182,16 +182,40 @@ impl ReadTxn<'_> {
 }
 
 impl WriteTxn<'_> {
-    /// Saves everything that an event changes.
+    /// Saves everything that an event changes. History goes before all that the room's timeline has.
     pub fn save_event(&self, applied: &Applied) -> Result<SavedEvent, StoreError> {
+        let room = self.intern_room(applied.pdu.room_id(), &applied.version)?;
+        let seq = self.position(room, applied)?;
+        self.save_event_at(room, applied, seq)
+    }
+
+    /// [`WriteTxn::save_event`] for one of a chunk of history, at a place that [`WriteTxn::reserve_history`] gave.
+    pub fn save_history(&self, applied: &Applied, place: Seq) -> Result<SavedEvent, StoreError> {
+        let room = self.intern_room(applied.pdu.room_id(), &applied.version)?;
+        self.save_event_at(room, applied, place)
+    }
+
+    /// Places for a chunk of history, before all that the room's timeline has: give them out in this order, to the
+    /// oldest event first.
+    pub fn reserve_history(
+        &self,
+        room: &RoomId,
+        count: usize,
+    ) -> Result<impl Iterator<Item = Seq> + use<>, StoreError> {
+        let last = match self.room_no(room)? {
+            Some(room) => self.place_before_all(room)?,
+            None => -1,
+        };
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        Ok((last.saturating_sub(count)..last).map(|place| Seq(place + 1)))
+    }
+
+    fn save_event_at(&self, room: i64, applied: &Applied, seq: Seq) -> Result<SavedEvent, StoreError> {
         let pdu = &applied.pdu;
-        let room = self.intern_room(pdu.room_id(), &applied.version)?;
         let held = self.event_row(pdu.event_id())?;
         let event = held
             .as_ref()
             .map_or_else(|| self.caches().next_event(), |held| held.event);
-        let seq = self.position(room, applied)?;
-
         let state_before = applied
             .state_before
             .as_ref()

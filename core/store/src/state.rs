@@ -170,6 +170,28 @@ impl ReadTxn<'_> {
         Ok(difference(&self.packed_state(before)?, &self.packed_state(after)?))
     }
 
+    /// Whether a state's row unpacks, names events that are there, and stands on a chain of the right length.
+    pub(crate) fn check_state(&self, state: StateId) -> Result<(), StoreError> {
+        let row = self.state_row(state.0)?;
+        for (key, event) in unpack_pairs(&row.entries)? {
+            self.key_name(key)?;
+            if event != 0 {
+                self.event_name(event)?;
+            }
+        }
+        let below = match row.base {
+            Some(base) => self.state_row(base)?.chain + 1,
+            None => 0,
+        };
+        if row.chain != below || row.chain > MAX_CHAIN {
+            return Err(StoreError::Corrupt {
+                what: "state",
+                reason: format!("its chain is {} long, not {below}", row.chain),
+            });
+        }
+        Ok(())
+    }
+
     fn state_row(&self, state: i64) -> Result<StateRow, StoreError> {
         let mut statement = self
             .conn()
@@ -227,7 +249,7 @@ impl WriteTxn<'_> {
         if row.chain < MAX_CHAIN {
             return self.insert_state(room, Some(base), row.chain + 1, &changed);
         }
-        let whole = overlay(&*self.packed_state(base)?, &changed);
+        let whole = overlay(&self.packed_state(base)?, &changed);
         self.insert_state(room, None, 0, &whole)
     }
 

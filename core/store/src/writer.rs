@@ -1,99 +1,266 @@
 //! The writer thread: runs queued jobs one after another and commits them in groups. It alone writes and checkpoints.
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use tokio::sync::{mpsc, watch};
 
 use crate::{Seq, StoreError, WriteTxn, cache::Caches};
 
 /// Jobs committed together at the most; one fsync serves them all.
 const GROUP: usize = 256;
+/// A group takes no further job once its jobs have run for this long: the first ones wait for their answer.
+const GROUP_TIME: Duration = Duration::from_millis(10);
+/// Pages in the log from which it is folded into the file, between two groups.
+const FOLD_PAGES: i32 = 1_000;
+/// Pages in the log from which folding waits for readers, so that the log cannot grow without bound.
+const FOLD_PATIENTLY_PAGES: i32 = 16_000;
 
-/// What a job does inside the open transaction: run, and return what to tell its caller once the fate is known.
-pub(crate) type Job = Box<dyn FnOnce(&WriteTxn<'_>) -> Finished + Send>;
+thread_local! {
+    /// Pages in the log after the latest commit on this thread.
+    static LOG_PAGES: Cell<i32> = const { Cell::new(0) };
+}
 
-/// A job that ran: whether to keep its changes, and how to answer its caller after the commit.
-pub(crate) struct Finished {
-    pub(crate) keep: bool,
-    pub(crate) answer: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
+/// One piece of work.
+pub(crate) trait Job: Send {
+    /// Does it inside the open transaction. Says whether to keep what it wrote.
+    fn run(&mut self, txn: &WriteTxn<'_>) -> bool;
+
+    /// Tells its caller, once it is settled whether the work lasts.
+    fn finish(self: Box<Self>, fate: Result<(), StoreError>);
 }
 
 /// Runs until every sender is gone, then checkpoints and closes the file.
 pub(crate) fn spawn(
     conn: Connection,
     caches: Arc<Caches>,
-    mut jobs: mpsc::Receiver<Job>,
+    jobs: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<Seq>,
 ) -> std::io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new().name("kith-store-writer".into()).spawn(move || {
-        let mut group = Vec::with_capacity(GROUP);
-        while let Some(first) = jobs.blocking_recv() {
-            group.push(first);
-            while group.len() < GROUP {
-                match jobs.try_recv() {
-                    Ok(job) => group.push(job),
-                    Err(_) => break,
-                }
-            }
-            commit_group(&conn, &caches, &mut group, &committed);
-        }
-        // Readers never checkpoint, so the log is folded into the file here, once, on the way out.
-        if let Err(error) = conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
-            tracing::warn!(%error, "final checkpoint failed; the log is replayed at the next start");
-        }
-    })
+    let writer = Writer {
+        conn,
+        caches,
+        jobs,
+        committed,
+    };
+    thread::Builder::new()
+        .name("kith-store-writer".into())
+        .spawn(move || writer.run())
 }
 
-/// Runs the jobs in one transaction, each in a savepoint of its own, and answers them after the commit.
-fn commit_group(conn: &Connection, caches: &Caches, group: &mut Vec<Job>, committed: &watch::Sender<Seq>) {
-    let mut answers = Vec::with_capacity(group.len());
-    let outcome = (|| {
-        conn.execute_batch("BEGIN IMMEDIATE")?;
-        for job in group.drain(..) {
-            answers.push(run_job(conn, caches, job)?);
+struct Writer {
+    conn: Connection,
+    caches: Arc<Caches>,
+    jobs: mpsc::Receiver<Box<dyn Job>>,
+    committed: watch::Sender<Seq>,
+}
+
+/// What a job's caller is told if the commit succeeds.
+type Fate = Result<(), StoreError>;
+
+/// The open transaction is gone, and with it everything that its jobs wrote.
+struct Lost(rusqlite::Error);
+
+impl From<rusqlite::Error> for Lost {
+    fn from(error: rusqlite::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        self.conn.wal_hook(Some(|_, pages| {
+            LOG_PAGES.set(pages);
+            Ok(())
+        }));
+        while let Some(first) = self.jobs.blocking_recv() {
+            self.commit_group(first);
+            self.fold_log();
         }
-        let seq = WriteTxn::new(conn, caches).last_seq()?;
-        conn.execute_batch("COMMIT")?;
-        Ok::<_, StoreError>(seq)
-    })();
-    match outcome {
-        Ok(seq) => {
-            committed.send_if_modified(|last| std::mem::replace(last, seq) != seq);
-            answers.into_iter().flatten().for_each(|answer| answer(Ok(())));
+        // Nobody else folds the log, so it is done here, once, on the way out.
+        if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(%error, "final checkpoint failed; the log is replayed at the next start");
+            return;
         }
-        Err(error) => {
-            tracing::error!(%error, "a commit failed; its jobs are undone");
-            if !conn.is_autocommit()
-                && let Err(error) = conn.execute_batch("ROLLBACK")
-            {
-                tracing::error!(%error, "rollback failed");
+        // With nothing left in it, closing may remove the log.
+        let _ = self
+            .conn
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+    }
+
+    /// Runs queued jobs in one transaction, each in a savepoint of its own, and answers them after the commit.
+    fn commit_group(&mut self, first: Box<dyn Job>) {
+        let mut ran = Vec::new();
+        match self.run_group(first, &mut ran) {
+            Ok(seq) => {
+                self.committed
+                    .send_if_modified(|last| std::mem::replace(last, seq) != seq);
+                for (job, fate) in ran {
+                    job.finish(fate);
+                }
             }
-            group.clear();
-            let full = matches!(error, StoreError::Full);
-            for answer in answers.into_iter().flatten() {
-                answer(Err(if full { StoreError::Full } else { StoreError::Closed }));
+            Err(Lost(error)) => {
+                tracing::error!(%error, jobs = ran.len(), "a commit failed; its jobs are undone");
+                if !self.conn.is_autocommit()
+                    && let Err(error) = self.conn.execute_batch("ROLLBACK")
+                {
+                    tracing::error!(%error, "rollback failed");
+                }
+                let error = Arc::new(error);
+                for (job, fate) in ran {
+                    job.finish(fate.and_then(|()| Err(shared(&error))));
+                }
             }
+        }
+    }
+
+    /// All jobs that were started end up in `ran`, with what is to be told if the commit succeeds.
+    fn run_group(&mut self, first: Box<dyn Job>, ran: &mut Vec<(Box<dyn Job>, Fate)>) -> Result<Seq, Lost> {
+        let started = Instant::now();
+        ran.push((first, Ok(())));
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        while let Some((job, fate)) = ran.last_mut() {
+            *fate = run_job(&self.conn, &self.caches, &mut **job)?;
+            if ran.len() >= GROUP || started.elapsed() >= GROUP_TIME {
+                break;
+            }
+            match self.jobs.try_recv() {
+                Ok(next) => ran.push((next, Ok(()))),
+                Err(_) => break,
+            }
+        }
+        let seq = self
+            .conn
+            .prepare_cached("SELECT seq FROM stream")?
+            .query_row([], |row| row.get(0))?;
+        self.conn.execute_batch("COMMIT")?;
+        Ok(Seq(seq))
+    }
+
+    /// Folds the log into the file once it is long, after the callers have their answers.
+    fn fold_log(&self) {
+        let mode = match LOG_PAGES.get() {
+            FOLD_PATIENTLY_PAGES.. => "PRAGMA wal_checkpoint(RESTART)",
+            FOLD_PAGES.. => "PRAGMA wal_checkpoint(PASSIVE)",
+            _ => return,
+        };
+        if let Err(error) = self.conn.execute_batch(mode) {
+            tracing::warn!(%error, "checkpoint failed; the log grows until one succeeds");
         }
     }
 }
 
-type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-
-/// Runs one job in its savepoint. A job that panics is undone; its caller sees its channel close.
-fn run_job(conn: &Connection, caches: &Caches, job: Job) -> Result<Option<Answer>, StoreError> {
+/// Runs one job in its savepoint. One that fails or panics is undone by itself.
+fn run_job(conn: &Connection, caches: &Caches, job: &mut dyn Job) -> Result<Fate, Lost> {
     conn.execute_batch("SAVEPOINT job")?;
-    let finished = catch_unwind(AssertUnwindSafe(|| job(&WriteTxn::new(conn, caches))));
-    if !matches!(&finished, Ok(finished) if finished.keep) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| job.run(&WriteTxn::new(conn, caches))));
+    if conn.is_autocommit() {
+        // SQLite ends the whole transaction by itself on some errors, a full disk among them, whether or not the job
+        // passed the error on.
+        return Err(Lost(transaction_ended()));
+    }
+    if !matches!(outcome, Ok(true)) {
         conn.execute_batch("ROLLBACK TO job")?;
     }
     conn.execute_batch("RELEASE job")?;
-    if finished.is_err() {
+    if outcome.is_err() {
         tracing::error!("a database job panicked and was undone");
+        return Ok(Err(StoreError::Panicked));
     }
-    Ok(finished.ok().map(|finished| finished.answer))
+    Ok(Ok(()))
+}
+
+/// SQLite does not say why it ended a transaction. A disk that is full or fails is what makes it do so; either way, trying
+/// again later is what a caller can do.
+fn transaction_ended() -> rusqlite::Error {
+    let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+    rusqlite::Error::SqliteFailure(full, Some("the transaction was ended by SQLite".to_owned()))
+}
+
+fn shared(error: &Arc<rusqlite::Error>) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full,
+        _ => StoreError::Commit(Arc::clone(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Store, StoreConfig, StoreError, WriteTxn};
+
+    fn limit(txn: &WriteTxn<'_>, pages: u32) -> Result<(), StoreError> {
+        Ok(txn.conn().pragma_update(None, "max_page_count", pages)?)
+    }
+
+    fn much(txn: &WriteTxn<'_>) -> Result<(), StoreError> {
+        txn.set_setting("much", &"x".repeat(10_000_000))
+    }
+
+    /// SQLite reports a limit on pages exactly as it does a full disk.
+    #[tokio::test]
+    async fn a_full_disk_is_told_and_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig::new(folder.path().join("kith.db"))).unwrap();
+        store.write(|txn| txn.set_setting("before", "x")).await.unwrap();
+        store.write(|txn| limit(txn, 500)).await.unwrap();
+        for _ in 0..3 {
+            assert!(matches!(store.write(much).await, Err(StoreError::Full)));
+            // One that hides the error is not believed.
+            let hidden = store.write(|txn| {
+                let _ = much(txn);
+                txn.set_setting("hidden", "x")
+            });
+            let _ = hidden.await;
+            // Small work still fits.
+            store.write(|txn| txn.set_setting("small", "x")).await.unwrap();
+        }
+        let read = store.read(|txn| Ok::<_, StoreError>((txn.setting("before")?, txn.setting("much")?)));
+        assert!(matches!(read.await.unwrap(), (Some(_), None)));
+        store.write(|txn| limit(txn, 1_000_000)).await.unwrap();
+        store.write(much).await.unwrap();
+        store.close().await;
+        assert!(crate::check(&folder.path().join("kith.db")).unwrap().is_sound());
+    }
+
+    /// What SQLite does to a transaction on a full disk, or when an interrupt hits a write: it ends it.
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_ended_is_not_acknowledged() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig::new(folder.path().join("kith.db"))).unwrap();
+        let first = store.write(|txn| txn.set_setting("first", "x"));
+        let ended = store.write(|txn| {
+            txn.set_setting("ended", "x")?;
+            txn.conn().execute_batch("ROLLBACK")?;
+            Ok::<_, StoreError>(())
+        });
+        let (first, ended) = tokio::join!(first, ended);
+        assert!(matches!(ended, Err(StoreError::Full)));
+        let names = store.read(|txn| Ok::<_, StoreError>((txn.setting("first")?, txn.setting("ended")?)));
+        let (first_kept, ended_kept) = names.await.unwrap();
+        // Whether or not they shared a commit, what was told is what is so.
+        assert_eq!(first_kept.is_some(), first.is_ok());
+        assert!(ended_kept.is_none());
+        store.write(|txn| txn.set_setting("next", "x")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_log_is_folded_while_running() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig::new(folder.path().join("kith.db"))).unwrap();
+        for _ in 0..40 {
+            store
+                .write(|txn| txn.set_setting("much", &"x".repeat(1_000_000)))
+                .await
+                .unwrap();
+        }
+        let log = std::fs::metadata(folder.path().join("kith.db-wal")).unwrap().len();
+        assert!(log < 20_000_000, "{log}");
+        store.close().await;
+    }
 }
