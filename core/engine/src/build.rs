@@ -96,7 +96,7 @@ impl Draft {
     ) -> Result<Self, CanonicalJsonError> {
         let content = match to_canonical_value(content)? {
             CanonicalJsonValue::Object(content) => content,
-            _ => CanonicalJsonObject::new(),
+            other => return Err(CanonicalJsonError::InvalidType(format!("content {other:?}"))),
         };
         Ok(Self {
             kind: kind.into(),

@@ -110,11 +110,11 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         }
         self.check_room(self.checked.made_here)?;
         let (auth, mut missing) = self.auth_events()?;
-        let prev_states = self.prev_states(told, &mut missing)?;
+        let extremities = self.reader.forward_extremities(self.pdu.room_id())?;
+        let prev_states = self.prev_states(told, &extremities, &mut missing)?;
         if !missing.is_empty() {
             return Ok(Outcome::Missing(missing));
         }
-        let extremities = self.reader.forward_extremities(self.pdu.room_id())?;
         let current = self.reader.current_state(self.pdu.room_id())?;
         let before = self.state_before(prev_states, &extremities, current)?;
         let mut verdict = self.check_past(&auth, Some(&before))?;
@@ -150,11 +150,11 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         self.check_room(false)?;
         let (auth, mut missing) = self.auth_events()?;
         let mut prev_missing = Missing::default();
-        let prev_states = self.prev_states(None, &mut prev_missing)?;
+        let prev_states = self.prev_states(None, &[], &mut prev_missing)?;
         let before = if prev_missing.is_empty() {
             Some(self.state_before(prev_states, &[], None)?)
         } else if told.is_some() {
-            let states = self.prev_states(told, &mut missing)?;
+            let states = self.prev_states(told, &[], &mut missing)?;
             Some(self.state_before(states, &[], None)?)
         } else {
             None
@@ -211,6 +211,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
     fn prev_states(
         &self,
         told: Option<&[OwnedEventId]>,
+        extremities: &[OwnedEventId],
         missing: &mut Missing,
     ) -> Result<PrevStates, RoomError<R::Error>> {
         if let Some(told) = told {
@@ -219,13 +220,19 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         let mut states = BTreeSet::new();
         for prev in self.pdu.prev_events() {
             match self.reader.state_after(prev)? {
-                Some(state) => {
+                // An event of another room, whose state would be taken for this one's, is nothing of this room.
+                Some(state) if extremities.contains(prev) || self.is_of_this_room(prev)? => {
                     states.insert(state);
                 }
-                None => missing.prev.push(prev.clone()),
+                _ => missing.prev.push(prev.clone()),
             }
         }
         Ok(PrevStates::Stored(states))
+    }
+
+    fn is_of_this_room(&self, id: &EventId) -> Result<bool, R::Error> {
+        let event = self.reader.event(id)?;
+        Ok(event.is_some_and(|event| event.pdu.room_id() == self.pdu.room_id()))
     }
 
     fn told_state(&self, told: &[OwnedEventId], missing: &mut Missing) -> Result<StateMap, RoomError<R::Error>> {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::{
         StateEventType,
         room::{
             history_visibility::HistoryVisibility, join_rules::JoinRule, member::MembershipState,
-            power_levels::RoomPowerLevels,
+            power_levels::RoomPowerLevels, server_acl::RoomServerAclEventContent,
         },
     },
     room_version_rules::RoomVersionRules,
@@ -172,6 +172,34 @@ impl<'a, R: RoomReader> RoomView<'a, R> {
             .filter(|(_, pdu)| membership_of(pdu).as_ref() == Some(membership))
             .map(|(user, _)| user)
             .collect())
+    }
+
+    /// Users of one server with this membership. Costs the state's size and one read for each member of that server.
+    pub fn users_of(
+        &self,
+        server: &ServerName,
+        membership: &MembershipState,
+    ) -> Result<Vec<OwnedUserId>, RoomError<R::Error>> {
+        let mut users = Vec::new();
+        for (kind, state_key) in self.entries()?.into_keys() {
+            if kind == StateEventType::RoomMember
+                && let Ok(user) = UserId::parse(&state_key)
+                && user.server_name() == server
+                && self.membership(&user)? == *membership
+            {
+                users.push(user);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Whether the room's access list lets a server take part. A request about the room from one that it does not is
+    /// refused, and events that it sends are ignored.
+    ///
+    /// Server-server API, "Server Access Control Lists (ACLs)".
+    pub fn allows_server(&self, server: &ServerName) -> Result<bool, RoomError<R::Error>> {
+        let content: Option<RoomServerAclEventContent> = self.content(StateEventType::RoomServerAcl, "")?;
+        Ok(content.is_none_or(|acl| acl.is_allowed(server)))
     }
 
     /// Servers with a joined user, sorted, each once. Costs what [`RoomView::members`] costs.

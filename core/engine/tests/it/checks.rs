@@ -396,3 +396,22 @@ fn depth_never_leaves_what_json_can_hold() {
     scene.say("alice", "m.room.message", None, json!({}));
     assert_eq!(scene.events.last().unwrap().pdu().depth(), (1 << 53) - 1);
 }
+
+/// The two rooms say different things of Zara; nothing of one counts in the other.
+#[test]
+fn events_of_another_room_are_no_past() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["bob"]);
+    let here = scene.room.clone();
+    let request = kith_engine::CreateRoom {
+        invite: vec![crate::scene::user_id("zara")],
+        ..kith_engine::CreateRoom::new(crate::scene::user_id("alice"))
+    };
+    let (_, there) = scene.rooms.create(&TestServer::new("alice.example"), &request);
+    let foreign = there.last().unwrap().event_id().to_owned();
+    let event = scene.craft(&[&foreign], "bob", "m.room.message", None, json!({}));
+    assert_eq!(event.room_id(), here);
+    let Outcome::Missing(missing) = receive(&scene.rooms, &event).unwrap() else {
+        panic!()
+    };
+    assert_eq!(missing.prev, [foreign]);
+}

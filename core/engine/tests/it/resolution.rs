@@ -293,14 +293,7 @@ fn the_join_rules_survive_their_author_from_v12_on() {
             states.push(scene.rooms.add_state(state));
         }
         let resolved = resolve(&scene.rooms, &version, &states).unwrap();
-        let rules = match resolved {
-            NewState::Same(id) => scene.rooms.full_state(id).unwrap().get(&open).cloned(),
-            NewState::Delta { base, set } => set
-                .get(&open)
-                .cloned()
-                .or_else(|| scene.rooms.full_state(base).unwrap().get(&open).cloned()),
-            NewState::Full(map) => map.get(&open).cloned(),
-        };
+        let rules = whole(&scene, resolved).get(&open).cloned();
         assert_eq!(rules.is_some(), survives, "{version}");
     }
 }
@@ -315,4 +308,57 @@ fn equal_states_resolve_to_themselves() {
     let copy = scene.rooms.add_state(copy);
     let resolved = resolve(&scene.rooms, &RoomVersionId::V12, &[copy, current]).unwrap();
     assert!(matches!(resolved, NewState::Same(id) if id == copy || id == current));
+}
+
+/// MSC4297, "Problem B": one server never saw the power levels change twice, the other did; what led from the first to
+/// the last is in neither state. Under v2.0 nothing shows that the last one was allowed, and the room falls back.
+#[test]
+fn power_levels_do_not_fall_back_from_v12_on() {
+    for (version, survives) in [(RoomVersionId::V11, false), (RoomVersionId::V12, true)] {
+        let mut scene = Scene::public(version.clone(), &["bob", "charlie"]);
+        let mut seen = scene.content("m.room.power_levels", "").unwrap();
+        seen["events"]["m.room.power_levels"] = json!(50);
+        scene.say("alice", "m.room.power_levels", Some(""), seen.clone());
+        let power = key(StateEventType::RoomPowerLevels, "");
+        let old = scene.state();
+        seen["users"][user("bob")] = json!(50);
+        scene.say("alice", "m.room.power_levels", Some(""), seen.clone());
+        seen["users"][user("charlie")] = json!(50);
+        let last = scene.say("bob", "m.room.power_levels", Some(""), seen);
+        let zara = scene.say(
+            "zara",
+            "m.room.member",
+            Some(&user("zara")),
+            json!({"membership": "join"}),
+        );
+        scene.say(
+            "ella",
+            "m.room.member",
+            Some(&user("ella")),
+            json!({"membership": "join"}),
+        );
+        let renamed = json!({"membership": "join", "displayname": "ella++"});
+        let ella = scene.say("ella", "m.room.member", Some(&user("ella")), renamed);
+        let mut ellas = old.clone();
+        ellas.insert(key(StateEventType::RoomMember, &user("ella")), ella);
+        let mut zaras = old.clone();
+        zaras.insert(power.clone(), last.clone());
+        zaras.insert(key(StateEventType::RoomMember, &user("zara")), zara);
+        let states = [scene.rooms.add_state(ellas), scene.rooms.add_state(zaras)];
+        let resolved = whole(&scene, resolve(&scene.rooms, &version, &states).unwrap());
+        assert_eq!(resolved[&power] == last, survives, "{version}");
+        assert_eq!(resolved[&power] == old[&power], !survives, "{version}");
+    }
+}
+
+fn whole(scene: &Scene, state: NewState) -> StateMap {
+    match state {
+        NewState::Same(id) => (*scene.rooms.full_state(id).unwrap()).clone(),
+        NewState::Delta { base, set } => {
+            let mut map = (*scene.rooms.full_state(base).unwrap()).clone();
+            map.extend(set);
+            map
+        }
+        NewState::Full(map) => map,
+    }
 }

@@ -381,3 +381,22 @@ fn events_that_evade_the_current_state_are_soft_failed() {
         assert_eq!(applied.status, EventStatus::Rejected);
     }
 }
+
+#[test]
+fn the_access_list_decides_which_servers_take_part() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["bob", "zara"]);
+    let allowed = |scene: &Scene, server: &TestServer| {
+        let view = RoomView::current(&scene.rooms, &scene.room).unwrap().unwrap();
+        view.allows_server(&server.name).unwrap()
+    };
+    let bob = TestServer::new("bob.example");
+    assert!(allowed(&scene, &bob));
+    scene.say(
+        "alice",
+        "m.room.server_acl",
+        Some(""),
+        json!({"allow": ["*"], "deny": ["bob.*"]}),
+    );
+    assert!(!allowed(&scene, &bob));
+    assert!(allowed(&scene, &TestServer::new("zara.example")));
+}
