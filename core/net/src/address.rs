@@ -1,6 +1,6 @@
 //! What an address says about the path behind it. Reads multiaddrs; resolves and dials none.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
@@ -58,6 +58,14 @@ fn ip(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
         Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+/// The UDP socket that a straight address stands for.
+pub(crate) fn udp_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    match address.iter().nth(1)? {
+        Protocol::Udp(port) if !is_relayed(address) => Some((ip(address)?, port).into()),
         _ => None,
     }
 }

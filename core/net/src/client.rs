@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     body::Incoming,
@@ -30,6 +30,9 @@ const LARGE: usize = 256 << 10;
 /// What may arrive unread, of one answer and of all together, on the long-lived stream.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// On a no-op: the connection is retired. Answered once whoever is told has no request on it any more.
+pub(crate) const RETIRE: HeaderName = HeaderName::from_static("kith-retire");
 
 /// Bytes of an answer's headers.
 const MAX_HEADERS: u32 = 16 << 10;
@@ -64,7 +67,15 @@ impl Session {
         request: Request<Bytes>,
         limits: &RequestLimits,
     ) -> Result<Response<Bytes>, ExchangeError> {
-        let _active = self.activity();
+        let _asking = self.asking();
+        self.exchange(request, limits).await
+    }
+
+    async fn exchange(
+        self: &Arc<Self>,
+        request: Request<Bytes>,
+        limits: &RequestLimits,
+    ) -> Result<Response<Bytes>, ExchangeError> {
         let bulk = limits.bulk || request.body().len() > LARGE;
         let mut sender = if bulk {
             self.open_http(true).await?
@@ -92,16 +103,28 @@ impl Session {
         }
     }
 
-    /// `OPTIONS *`: RFC 9110, section 9.3.7, "only useful as a 'ping' or 'no-op' type of method".
+    /// Asks the peer for nothing but an answer, which comes once the peer knows us.
     pub(crate) async fn ping(self: &Arc<Self>) -> Result<(), ExchangeError> {
+        self.no_op(HeaderMap::new()).await
+    }
+
+    /// Tells the peer that this connection is retired; returns once the peer has no request on it any more.
+    pub(crate) async fn tell_retired(self: &Arc<Self>) -> Result<(), ExchangeError> {
+        self.no_op(HeaderMap::from_iter([(RETIRE, HeaderValue::from_static("1"))]))
+            .await
+    }
+
+    /// `OPTIONS *`: RFC 9110, section 9.3.7, "only useful as a 'ping' or 'no-op' type of method".
+    async fn no_op(self: &Arc<Self>, headers: HeaderMap) -> Result<(), ExchangeError> {
         let mut request = Request::new(Bytes::new());
         *request.method_mut() = Method::OPTIONS;
         *request.uri_mut() = Uri::from_static("*");
+        *request.headers_mut() = headers;
         let limits = RequestLimits {
-            max_answer: 0,
+            max_answer: MAX_HEADERS as usize,
             ..RequestLimits::default()
         };
-        self.send(request, &limits).await.map(drop)
+        self.exchange(request, &limits).await.map(drop)
     }
 
     /// The long-lived stream's sender; opened at the first request, and again when the peer ended it.
@@ -141,22 +164,17 @@ impl Session {
         let session = self.clone();
         self.shared.tasks.spawn(async move {
             tokio::select! {
-                ended = connection => session.http_ended(bulk, ended).await,
+                ended = connection => session.http_ended(ended).await,
                 () = session.closed.cancelled() => {}
             }
         });
         Ok(sender)
     }
 
-    async fn http_ended(&self, bulk: bool, ended: hyper::Result<()>) {
-        match ended {
-            Ok(()) if bulk => {}
-            // A GOAWAY: the peer prefers another connection, and will close this one.
-            Ok(()) => self.set_unwanted(),
-            Err(error) => {
-                tracing::debug!(peer = %self.peer_id, %error, "requests broke off");
-                self.over(SessionFault::Dead).await;
-            }
+    async fn http_ended(&self, ended: hyper::Result<()>) {
+        if let Err(error) = ended {
+            tracing::debug!(peer = %self.peer_id, %error, "requests broke off");
+            self.over(SessionFault::Dead).await;
         }
     }
 }
@@ -165,20 +183,15 @@ impl Session {
 fn failure(session: &Session, error: TrySendError<Request<Full<Bytes>>>) -> ExchangeError {
     let unsent = error.message().is_some();
     let error = error.into_error();
-    if error.is_user() {
-        return ExchangeError::Request;
-    }
     let h2 = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());
     let refused = h2.is_some_and(|h2| {
         h2.reason() == Some(h2::Reason::REFUSED_STREAM)
             || h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR)
     });
-    if refused {
-        session.set_unwanted();
-    }
-    if unsent || refused {
-        ExchangeError::NotSent
-    } else {
-        ExchangeError::Lost(error)
+    match error {
+        _ if unsent || refused => ExchangeError::NotSent,
+        // The end of a session drops hyper's task under its requests, which hyper takes for a mistake of ours.
+        error if error.is_user() && !session.closed.is_cancelled() => ExchangeError::Request,
+        error => ExchangeError::Lost(error),
     }
 }

@@ -33,6 +33,27 @@ impl From<DirectoryError> for StartError {
     }
 }
 
+impl StartError {
+    /// The transports' errors say little themselves and keep the reason as their source.
+    pub(crate) fn listen(address: &Multiaddr, error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            let text = error.to_string();
+            if reason.is_empty() {
+                reason = text;
+            } else if !text.is_empty() && !reason.ends_with(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            source = error.source();
+        }
+        Self::Listen {
+            address: address.clone(),
+            reason,
+        }
+    }
+}
+
 /// Why a request got no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {

@@ -204,6 +204,11 @@ impl Net {
         self.0.peers.list()
     }
 
+    /// Changes whenever [`Net::peers`] does, for whoever shows them.
+    pub fn peer_changes(&self) -> watch::Receiver<u64> {
+        self.0.peers.changes()
+    }
+
     /// Our PeerId.
     pub fn local_peer_id(&self) -> PeerId {
         self.0.peer_id
@@ -232,13 +237,12 @@ impl Net {
         addresses
     }
 
-    /// Waits until an address fulfils `wanted`, for instance until a relay gave us a place. Never returns if none will.
-    pub async fn listening(&self, wanted: impl Fn(&Multiaddr) -> bool) {
+    /// Waits until the addresses that we listen on are as `wanted`, for instance until a relay gave us a place. Never
+    /// returns if they never are.
+    pub async fn listening(&self, wanted: impl Fn(&[Multiaddr]) -> bool) {
         let mut listening = self.0.listening.clone();
         // An owner that is gone changes nothing any more.
-        let _ = listening
-            .wait_for(|now| now.listen.iter().chain(&now.external).any(&wanted))
-            .await;
+        let _ = listening.wait_for(|now| wanted(&now.listen)).await;
     }
 
     /// Stops: lets answers under way finish for two seconds, closes every connection, and ends every task.

@@ -11,7 +11,7 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 
 use crate::{ConnectionLimits, address, hello::Verified, session::Session};
 
@@ -139,6 +139,8 @@ impl Drop for Place<'_> {
 pub(crate) struct Peers {
     table: Mutex<HashMap<OwnedServerName, Arc<Peer>>>,
     events: broadcast::Sender<PeerEvent>,
+    /// Counts changes of what [`Peers::list`] gives.
+    changes: watch::Sender<u64>,
     limits: ConnectionLimits,
 }
 
@@ -147,6 +149,7 @@ impl Peers {
         Self {
             table: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
+            changes: watch::Sender::default(),
             limits,
         }
     }
@@ -166,13 +169,15 @@ impl Peers {
             .entry(server.clone())
             .or_insert_with(|| Arc::new(Peer::new(server.clone(), &self.limits)))
             .clone();
+        lock(&peer.sessions).push(session.clone());
+        // Requests that waited for this go on from here, and may use the session at once.
         session.set_peer(verified, &peer);
-        lock(&peer.sessions).push(session);
         drop(table);
         if new {
             // Nobody listening is fine.
             let _ = self.events.send(PeerEvent::Up(server));
         }
+        self.changes.send_modify(|changes| *changes += 1);
         peer
     }
 
@@ -186,11 +191,16 @@ impl Peers {
             table.remove(&peer.server_name);
             let _ = self.events.send(PeerEvent::Down(peer.server_name.clone()));
         }
+        self.changes.send_modify(|changes| *changes += 1);
         last
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<PeerEvent> {
         self.events.subscribe()
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     pub(crate) fn list(&self) -> Vec<PeerInfo> {

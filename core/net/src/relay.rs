@@ -17,10 +17,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{StartError, Timing, address::split_peer_id, swarm};
-
-/// Until every listener must have said where it listens.
-const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+use crate::{
+    StartError, Timing,
+    address::{sort_for_ticket, split_peer_id},
+    swarm,
+};
 
 /// What a relay is started with.
 pub struct RelayConfig {
@@ -113,19 +114,19 @@ impl Relay {
         let peer_id = keypair.public().to_peer_id();
         let transport = swarm::direct_transport(&keypair, &config.timing)?;
         let mut swarm = swarm::swarm(transport, behaviour(&keypair, &config.limits), peer_id, &config.timing);
-        listen(&mut swarm, &config.listen).await?;
+        swarm::listen(&mut swarm, &config.listen, drop).await?;
         let listen: Vec<_> = swarm.listeners().cloned().collect();
-        let external = if config.external.is_empty() {
-            listen.clone()
-        } else {
-            config.external
-        };
-        let external: Vec<_> = external.into_iter().map(|address| split_peer_id(address).0).collect();
+        let given = !config.external.is_empty();
+        let mut external = if given { config.external } else { listen.clone() };
+        for address in &mut external {
+            *address = split_peer_id(address.clone()).0;
+        }
+        sort_for_ticket(&mut external);
         for address in &external {
             swarm.add_external_address(address.clone());
         }
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(swarm, stop.clone()));
+        let task = tokio::spawn(run(swarm, !given, stop.clone()));
         Ok(Self {
             peer_id,
             listen,
@@ -192,37 +193,15 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits) -> Behaviour {
     }
 }
 
-async fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result<(), StartError> {
-    let mut starting = std::collections::HashMap::new();
-    for address in addresses {
-        let listener = swarm.listen_on(address.clone()).map_err(|error| StartError::Listen {
-            address: address.clone(),
-            reason: error.to_string(),
-        })?;
-        starting.insert(listener, address.clone());
-    }
-    let deadline = Instant::now() + LISTEN_DEADLINE;
-    while let Some(address) = starting.values().next().cloned() {
-        match timeout_at(deadline, swarm.select_next_some()).await {
-            Ok(SwarmEvent::NewListenAddr { listener_id, .. }) => drop(starting.remove(&listener_id)),
-            Ok(SwarmEvent::ListenerClosed { reason, .. }) => {
-                let reason = reason.err().map(|error| error.to_string()).unwrap_or_default();
-                return Err(StartError::Listen { address, reason });
-            }
-            Ok(_) => {}
-            Err(_) => {
-                let reason = "no interface came up".to_owned();
-                return Err(StartError::Listen { address, reason });
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn run(mut swarm: Swarm<Behaviour>, stop: CancellationToken) {
+/// `follow` says whether interfaces that come up later are given to nodes too.
+async fn run(mut swarm: Swarm<Behaviour>, follow: bool, stop: CancellationToken) {
     loop {
         tokio::select! {
-            event = swarm.select_next_some() => log(&event),
+            event = swarm.select_next_some() => match event {
+                SwarmEvent::NewListenAddr { address, .. } if follow => swarm.add_external_address(address),
+                SwarmEvent::ExpiredListenAddr { address, .. } if follow => swarm.remove_external_address(&address),
+                event => log(&event),
+            },
             () = stop.cancelled() => break,
         }
     }
@@ -237,6 +216,7 @@ async fn run(mut swarm: Swarm<Behaviour>, stop: CancellationToken) {
             break;
         }
     }
+    swarm::release(swarm).await;
 }
 
 /// A volunteer's log names no peer.

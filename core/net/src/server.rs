@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -25,7 +25,10 @@ use tokio::{
 };
 use tokio_util::{compat::FuturesAsyncReadCompatExt, task::TaskTracker};
 
-use crate::session::{Session, SessionFault};
+use crate::{
+    client::RETIRE,
+    session::{Session, SessionFault},
+};
 
 /// What may arrive unread, of one request and of all together, on one stream.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -33,6 +36,12 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Bytes of an answer that wait for the peer to take them.
 const SEND_BUFFER: usize = 64 << 10;
+
+/// Bytes of an answer that HTTP/2 is given at once: it asks for more only when the peer has room, but takes any piece.
+const PIECE: usize = 32 << 10;
+
+/// Requests on one stream beyond those that a peer may have in flight.
+const SPARE_STREAMS: usize = 8;
 
 /// Bytes of a request's headers.
 const MAX_HEADERS: u32 = 16 << 10;
@@ -54,32 +63,25 @@ pub type InboundService =
 #[error("the peer stopped sending")]
 struct Stalled;
 
-/// Serves one stream that the peer opened, until the peer ends it or the session is retired and all is answered.
+/// Serves one stream that the peer opened, until the peer ends it.
 pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
-    let _active = session.activity();
     let answering = session.clone();
     let service = service_fn(move |request| {
         let session = answering.clone();
         async move { Ok::<_, Infallible>(session.answer(request).await) }
     });
+    // No-ops come beside a full set of requests.
+    let streams = session.shared.limits.requests_per_peer + SPARE_STREAMS;
     let connection = http2::Builder::new(Executor(session.shared.tasks.clone()))
         .timer(TokioTimer::new())
-        .max_concurrent_streams(u32::try_from(session.shared.limits.requests_per_peer).unwrap_or(u32::MAX))
+        .max_concurrent_streams(u32::try_from(streams).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream.compat()), service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = session.retired.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
+    if let Err(error) = connection.await {
         tracing::debug!(peer = %session.peer_id, %error, "a stream of requests broke off");
     }
 }
@@ -87,9 +89,6 @@ pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
 impl Session {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         self.note_heard();
-        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
-            return status(StatusCode::NO_CONTENT);
-        }
         match timeout(self.shared.timing.answer, self.clone().admit(request)).await {
             Ok(answer) => answer,
             Err(_) => refusal(StatusCode::GATEWAY_TIMEOUT, "M_UNKNOWN", "No answer was found in time."),
@@ -111,6 +110,13 @@ impl Session {
             return refusal(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", "Say hello first.");
         };
         drop(stranger);
+        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+            if request.headers().contains_key(RETIRE) {
+                self.handle_retired();
+                self.all_answered().await;
+            }
+            return status(StatusCode::NO_CONTENT);
+        }
         let Ok(turn) = peer.may_ask(self.shared.limits.requests_per_peer).await else {
             return refusal(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -187,6 +193,8 @@ impl http_body::Body for RequestBody {
 /// An answer's body: holds the peer's place until it is taken, and ends the connection when the peer takes nothing.
 struct AnswerBody {
     body: Body,
+    /// What of the last piece the peer has not taken yet.
+    rest: Bytes,
     _turn: OwnedSemaphorePermit,
     session: Arc<Session>,
     watch: Option<AbortHandle>,
@@ -196,6 +204,7 @@ impl AnswerBody {
     fn new(body: Body, turn: OwnedSemaphorePermit, session: Arc<Session>) -> Self {
         Self {
             body,
+            rest: Bytes::new(),
             _turn: turn,
             session,
             watch: None,
@@ -227,19 +236,34 @@ impl http_body::Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.unwatch();
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if matches!(frame, Some(Ok(_))) && !self.body.is_end_stream() {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(piece);
+        if !self.is_end_stream() {
             self.watch();
         }
-        Poll::Ready(frame)
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower().saturating_add(rest));
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint
     }
 }
 

@@ -2,19 +2,16 @@
 //! connection is wanted: it reports to the owner task, which does.
 
 use std::{
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
-use futures::{FutureExt, future::OptionFuture};
+use futures::future::OptionFuture;
 use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -45,6 +42,8 @@ pub(crate) struct Report {
 pub(crate) enum News {
     /// Both hellos are accepted.
     Known(Verified),
+    /// The peer knows no hello: a relay, perhaps. It stays connected as long as something else needs it.
+    Nameless,
     /// The connection is of no more use and should be closed.
     Over(SessionFault),
 }
@@ -101,14 +100,12 @@ pub(crate) struct Session {
     standing: watch::Sender<Standing>,
     verified: OnceLock<Verified>,
     pub(crate) stranger_turns: Arc<Semaphore>,
-    /// Requests being sent and streams being served.
-    active: watch::Sender<usize>,
+    /// Requests that await their answers.
+    asking: watch::Sender<usize>,
     /// When a byte of HTTP last came from the peer.
     heard: watch::Sender<Instant>,
-    /// Another connection is preferred: finish what is under way and start nothing.
-    pub(crate) retired: CancellationToken,
-    /// The peer prefers another connection.
-    unwanted: AtomicBool,
+    /// One of the ends prefers another connection: what is under way is finished, and nothing is started.
+    retired: CancellationToken,
     /// The connection is gone or going.
     pub(crate) closed: CancellationToken,
 }
@@ -129,10 +126,9 @@ impl Session {
             standing: watch::Sender::new(Standing::Stranger),
             verified: OnceLock::new(),
             stranger_turns: Arc::new(Semaphore::new(shared.limits.requests_per_stranger)),
-            active: watch::Sender::new(0),
+            asking: watch::Sender::new(0),
             heard: watch::Sender::new(Instant::now()),
             retired: CancellationToken::new(),
-            unwanted: AtomicBool::new(false),
             closed: CancellationToken::new(),
             shared,
         })
@@ -143,14 +139,10 @@ impl Session {
         !self.retired.is_cancelled() && !self.closed.is_cancelled()
     }
 
-    /// The lower, the better: wanted by the peer, straight rather than relayed, QUIC rather than TCP, newer rather than
-    /// older (of two, the older may be what is left of a peer that has restarted since).
-    pub(crate) fn rank(&self) -> (bool, Path, std::cmp::Reverse<u64>) {
-        (
-            self.unwanted.load(Ordering::Relaxed),
-            self.path,
-            std::cmp::Reverse(self.number),
-        )
+    /// The lower, the better: straight rather than relayed, QUIC rather than TCP, newer rather than older (of two, the
+    /// older may be what is left of a peer that has restarted since).
+    pub(crate) fn rank(&self) -> (Path, std::cmp::Reverse<u64>) {
+        (self.path, std::cmp::Reverse(self.number))
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -180,46 +172,61 @@ impl Session {
         }
     }
 
-    /// The peer said that it will close this connection, or asks that it be used no more.
-    pub(crate) fn set_unwanted(&self) {
-        self.unwanted.store(true, Ordering::Relaxed);
-    }
-
     /// Something came from the peer.
     pub(crate) fn note_heard(&self) {
         self.heard.send_replace(Instant::now());
     }
 
-    /// Counts one request or served stream as under way, until the guard is dropped.
-    pub(crate) fn activity(self: &Arc<Self>) -> Activity {
-        self.active.send_modify(|active| *active += 1);
-        Activity(self.clone())
+    /// Counts one request as awaiting its answer, until the guard is dropped.
+    pub(crate) fn asking(self: &Arc<Self>) -> Asking {
+        self.asking.send_modify(|asking| *asking += 1);
+        Asking(self.clone())
+    }
+
+    /// Waits until no request awaits its answer.
+    pub(crate) async fn all_answered(&self) {
+        let mut asking = self.asking.subscribe();
+        // The session holds the sender.
+        let _ = asking.wait_for(|asking| *asking == 0).await;
     }
 
     /// Asks the owner to close the connection. No request is sent on it from here on.
     pub(crate) async fn over(&self, fault: SessionFault) {
         self.closed.cancel();
-        let report = Report {
-            id: self.id,
-            news: News::Over(fault),
-        };
-        // Without an owner everything is over anyway.
-        let _ = self.shared.reports.send(report).await;
+        self.report(News::Over(fault)).await;
     }
 
-    /// Stops new requests both ways, lets those under way finish, then asks for the connection to be closed.
+    async fn report(&self, news: News) {
+        // Without an owner everything is over anyway.
+        let _ = self.shared.reports.send(Report { id: self.id, news }).await;
+    }
+
+    /// Ends the connection without losing a request: starts none, tells the peer, which then starts none either and agrees
+    /// once all of its own are answered, and asks for the connection to be closed once ours are too. Only then is nothing
+    /// under way in either direction; closing a QUIC connection earlier would discard answers that are already written.
     pub(crate) fn retire(self: &Arc<Self>) {
         if self.retired.is_cancelled() {
             return;
         }
         self.retired.cancel();
         let session = self.clone();
-        let patience = self.shared.timing.answer;
         self.shared.tasks.spawn(async move {
-            let mut active = session.active.subscribe();
-            let drained = timeout(patience, active.wait_for(|active| *active == 0)).map(drop);
+            let patience = session.shared.timing.answer;
+            let agreed = async { tokio::join!(session.tell_retired(), session.all_answered()) };
             tokio::select! {
-                () = drained => session.over(SessionFault::Drained).await,
+                _ = timeout(patience, agreed) => session.over(SessionFault::Drained).await,
+                () = session.closed.cancelled() => {}
+            }
+        });
+    }
+
+    /// The peer retires the connection, and will close it.
+    pub(crate) fn handle_retired(self: &Arc<Self>) {
+        self.retired.cancel();
+        let session = self.clone();
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = sleep(session.shared.timing.answer) => session.over(SessionFault::Drained).await,
                 () = session.closed.cancelled() => {}
             }
         });
@@ -281,15 +288,9 @@ impl Session {
         match outcome {
             Ok(verified) => {
                 self.opener.keep_alive(true).await;
-                let report = Report {
-                    id: self.id,
-                    news: News::Known(verified),
-                };
-                let _ = self.shared.reports.send(report).await;
+                self.report(News::Known(verified)).await;
             }
-            Err(fault) if self.dialled && speaks_other_protocols(&fault) => {
-                tracing::debug!(peer = %self.peer_id, "the peer has no hello: a relay, perhaps");
-            }
+            Err(fault) if self.dialled && speaks_other_protocols(&fault) => self.report(News::Nameless).await,
             Err(fault) => self.over(fault).await,
         }
     }
@@ -297,7 +298,7 @@ impl Session {
     /// When the next check of an idle connection is due. QUIC checks its own; a TCP connection to a machine that vanished
     /// would stay up for ever, and so would a relayed one. The dialler asks first, and its asking is news to the other.
     fn probe_due(&self) -> Option<impl Future<Output = ()> + use<>> {
-        if self.path == Path::Quic || self.verified().is_none() {
+        if self.path == Path::Quic {
             return None;
         }
         let timing = &self.shared.timing;
@@ -306,13 +307,16 @@ impl Session {
         } else {
             timing.idle_timeout * 3 / 2
         };
-        let mut heard = self.heard.subscribe();
+        let (mut heard, mut standing) = (self.heard.subscribe(), self.standing.subscribe());
         Some(async move {
+            // The session holds the senders, and this future does not outlive the session.
+            let _ = standing
+                .wait_for(|standing| matches!(standing, Standing::Known(_)))
+                .await;
             loop {
                 let due = *heard.borrow_and_update() + patience;
                 tokio::select! {
-                    () = tokio::time::sleep_until(due) => return,
-                    // The session holds the sender, and this future does not outlive the session.
+                    () = sleep_until(due) => return,
                     _ = heard.changed() => {}
                 }
             }
@@ -336,11 +340,11 @@ fn speaks_other_protocols(fault: &SessionFault) -> bool {
     )
 }
 
-/// See [`Session::activity`].
-pub(crate) struct Activity(Arc<Session>);
+/// See [`Session::asking`].
+pub(crate) struct Asking(Arc<Session>);
 
-impl Drop for Activity {
+impl Drop for Asking {
     fn drop(&mut self) {
-        self.0.active.send_modify(|active| *active -= 1);
+        self.0.asking.send_modify(|asking| *asking -= 1);
     }
 }

@@ -1,9 +1,10 @@
 //! Puts libp2p together: transports, limits and the protocols that every node speaks. Decides nothing afterwards.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, num::NonZeroUsize, time::Duration};
 
+use futures::{FutureExt, StreamExt};
 use libp2p::{
-    PeerId, Swarm, Transport,
+    Multiaddr, PeerId, Swarm, Transport,
     connection_limits::{self, ConnectionLimits},
     core::{
         muxing::StreamMuxerBox,
@@ -13,11 +14,15 @@ use libp2p::{
     dns, identify,
     identity::Keypair,
     mdns, memory_connection_limits, noise, quic, relay,
-    swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
+    swarm::{self, NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle},
     tcp, yamux,
 };
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, sleep, timeout_at},
+};
 
-use crate::{BoxError, NetConfig, StartError, Timing, streams};
+use crate::{BoxError, NetConfig, StartError, Timing, address, streams};
 
 /// What identify tells everyone we connect to, the same for every node.
 pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
@@ -38,6 +43,13 @@ const IDENTIFY_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Connections that one PeerId may have: what is left of a lost one, a relayed one, and two that crossed.
 const MAX_PER_PEER: u32 = 4;
+
+/// Until every listener must have said where it listens.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For a dropped swarm's ports to be free again, and between two looks.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
@@ -131,6 +143,65 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
         .with_idle_connection_timeout(timing.unused)
         .with_smart_dial();
     Swarm::new(transport, behaviour, peer_id, config)
+}
+
+/// Listens on addresses, and returns once every listener has said where. Events that come meanwhile go to `handle`.
+pub(crate) async fn listen<B: NetworkBehaviour>(
+    swarm: &mut Swarm<B>,
+    addresses: &[Multiaddr],
+    mut handle: impl FnMut(SwarmEvent<B::ToSwarm>),
+) -> Result<(), StartError> {
+    let mut starting = HashMap::new();
+    for address in addresses {
+        let listener = swarm
+            .listen_on(address.clone())
+            .map_err(|error| StartError::listen(address, &error))?;
+        starting.insert(listener, address);
+    }
+    let deadline = Instant::now() + LISTEN_DEADLINE;
+    while let Some(address) = starting.values().next() {
+        let Ok(event) = timeout_at(deadline, swarm.select_next_some()).await else {
+            let none = io::Error::new(io::ErrorKind::AddrNotAvailable, "no interface came up");
+            return Err(StartError::listen(address, &none));
+        };
+        match &event {
+            SwarmEvent::NewListenAddr { listener_id, .. } => drop(starting.remove(listener_id)),
+            SwarmEvent::ListenerClosed {
+                listener_id, reason, ..
+            } => {
+                if let Some(address) = starting.remove(listener_id) {
+                    let unknown = io::Error::other("the listener closed");
+                    return Err(StartError::listen(address, reason.as_ref().err().unwrap_or(&unknown)));
+                }
+            }
+            _ => {}
+        }
+        handle(event);
+    }
+    // A listener on every interface names them one by one; those that are known already belong to the start.
+    while let Some(Some(event)) = swarm.next().now_or_never() {
+        handle(event);
+    }
+    Ok(())
+}
+
+/// Drops a swarm, and returns once its UDP ports can be listened on again: a node that is stopped and started in one
+/// process keeps its port. QUIC's sockets outlive their connections by a few round trips (RFC 9000, section 10.2), and
+/// nothing tells when they are gone but trying.
+pub(crate) async fn release<B: NetworkBehaviour>(swarm: Swarm<B>) {
+    let sockets: Vec<_> = swarm.listeners().filter_map(address::udp_socket).collect();
+    drop(swarm);
+    let deadline = Instant::now() + RELEASE_DEADLINE;
+    for socket in sockets {
+        while is_taken(socket).await && Instant::now() < deadline {
+            sleep(RELEASE_PAUSE).await;
+        }
+    }
+}
+
+async fn is_taken(socket: SocketAddr) -> bool {
+    let bound = UdpSocket::bind(socket).await;
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Identify, saying nothing that differs from node to node but PeerId and addresses.

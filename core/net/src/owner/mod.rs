@@ -15,7 +15,7 @@ use ruma::OwnedServerName;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -27,11 +27,8 @@ use crate::{
     peers::{Peer, Peers},
     session::{News, Report, Session, SessionFault, Shared},
     streams,
-    swarm::{Behaviour, BehaviourEvent},
+    swarm::{self, Behaviour, BehaviourEvent},
 };
-
-/// Until every listener must have said where it listens.
-const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// For answers under way when the node stops, and then for the farewells to go out.
 const GRACE: Duration = Duration::from_secs(2);
@@ -128,41 +125,18 @@ impl Owner {
 
     /// Starts to listen, and returns once every listener has said where. Relays are asked for a place without waiting.
     pub(crate) async fn listen(&mut self, addresses: &[Multiaddr], external: &[Multiaddr]) -> Result<(), StartError> {
-        let mut starting = HashMap::new();
-        for address in addresses {
-            if address::is_relayed(address) {
-                self.add_reservation(address.clone());
-                continue;
-            }
-            let refused = |error: &dyn std::fmt::Display| StartError::Listen {
-                address: address.clone(),
-                reason: error.to_string(),
-            };
-            let listener = self.swarm.listen_on(address.clone()).map_err(|error| refused(&error))?;
-            starting.insert(listener, address.clone());
+        let (relayed, straight): (Vec<_>, Vec<_>) = addresses.iter().cloned().partition(address::is_relayed);
+        // A peer may connect to the first address before the last is bound.
+        let mut early = Vec::new();
+        swarm::listen(&mut self.swarm, &straight, |event| early.push(event)).await?;
+        for event in early {
+            self.handle_swarm_event(event);
         }
         for address in external {
             self.swarm.add_external_address(address.clone());
         }
-        let deadline = Instant::now() + LISTEN_DEADLINE;
-        while let Some(address) = starting.values().next().cloned() {
-            let Ok(event) = timeout_at(deadline, self.swarm.select_next_some()).await else {
-                let reason = "no interface came up".to_owned();
-                return Err(StartError::Listen { address, reason });
-            };
-            match &event {
-                SwarmEvent::NewListenAddr { listener_id, .. } => drop(starting.remove(listener_id)),
-                SwarmEvent::ListenerClosed {
-                    listener_id, reason, ..
-                } => {
-                    if let Some(address) = starting.remove(listener_id) {
-                        let reason = reason.as_ref().err().map(ToString::to_string).unwrap_or_default();
-                        return Err(StartError::Listen { address, reason });
-                    }
-                }
-                _ => {}
-            }
-            self.handle_swarm_event(event);
+        for address in relayed {
+            self.add_reservation(address);
         }
         self.publish_listening();
         Ok(())
@@ -266,6 +240,7 @@ impl Owner {
     fn handle_report(&mut self, report: Report) {
         match report.news {
             News::Known(verified) => self.handle_known(report.id, verified),
+            News::Nameless => self.dial_ended(report.id),
             News::Over(fault) => {
                 match &fault {
                     SessionFault::Drained => tracing::debug!("a spare connection is done"),
@@ -290,8 +265,8 @@ impl Owner {
         }
         self.keep_addresses(id);
         self.connected(&server, id, &peer);
-        self.seek_straight_path(&session, &server);
-        self.check_others(&session, &peer);
+        self.seek_straight_path(&session, &peer);
+        self.check_all(&peer);
     }
 
     fn handle_closed(&mut self, id: ConnectionId) {
@@ -321,8 +296,10 @@ impl Owner {
             .map(|address| address::split_peer_id(address).0);
         let named = named.filter(|address| address::is_dialable(address) && (here || !address::is_loopback(address)));
         entry.named.extend(named.take(MAX_NAMED_ADDRESSES));
-        if entry.peer.is_some() {
+        let session = entry.session.clone();
+        if let Some(peer) = entry.peer.clone() {
             self.keep_addresses(connection_id);
+            self.seek_straight_path(&session, &peer);
         }
     }
 
@@ -355,16 +332,16 @@ impl Owner {
         });
     }
 
-    /// Checks a server's other connections when it gets a new one: one of them may be what is left of a peer that
-    /// restarted. What is alive is settled afterwards.
-    fn check_others(&mut self, new: &Arc<Session>, peer: &Arc<Peer>) {
-        let others: Vec<_> = peer.sessions().into_iter().filter(|other| other.id != new.id).collect();
-        if others.is_empty() {
+    /// Checks a server's connections when it gets another: one may be what is left of a peer that restarted, and the newest
+    /// may not be known at the other end yet. What is alive is settled afterwards.
+    fn check_all(&mut self, peer: &Arc<Peer>) {
+        let sessions = peer.sessions();
+        if sessions.len() < 2 {
             return;
         }
         let server = peer.server_name.clone();
         self.later.spawn(async move {
-            join_all(others.iter().map(|other| other.probe())).await;
+            join_all(sessions.iter().map(|session| session.probe())).await;
             Later::Settle(server)
         });
     }
@@ -387,7 +364,7 @@ impl Owner {
         }
     }
 
-    /// Ends every connection so that peers notice at once, then every task.
+    /// Ends every connection so that peers notice at once, then every task; then nothing of ours is bound any more.
     async fn finish(mut self) {
         for entry in self.sessions.values() {
             entry.session.retire();
@@ -405,6 +382,7 @@ impl Owner {
         self.later.shutdown().await;
         self.shared.tasks.close();
         let _ = timeout(GRACE, self.shared.tasks.wait()).await;
+        swarm::release(self.swarm).await;
     }
 
     async fn drain(&mut self) {
@@ -416,19 +394,17 @@ impl Owner {
         }
     }
 
-    /// A relayed connection is a makeshift: tries the straight addresses of the same node, once.
-    fn seek_straight_path(&mut self, session: &Session, server: &ruma::ServerName) {
-        if session.path() != Path::Relayed || !session.dialled {
+    /// A relayed connection is a makeshift: whoever dialled it dials the straight addresses of the same node, once it
+    /// knows some.
+    fn seek_straight_path(&mut self, session: &Session, peer: &Peer) {
+        let same_node = |other: &Arc<Session>| other.peer_id == session.peer_id && other.path() != Path::Relayed;
+        if session.path() != Path::Relayed || !session.dialled || peer.sessions().iter().any(same_node) {
             return;
         }
-        let known = self
-            .dialling
-            .book
-            .lookup(server)
-            .iter()
-            .find(|known| known.peer_id == session.peer_id);
-        let straight = known.into_iter().flat_map(|known| &known.addresses);
-        let straight: Vec<_> = straight
+        let known = self.dialling.book.lookup(&peer.server_name);
+        let known = known.iter().filter(|known| known.peer_id == session.peer_id);
+        let addresses = known.flat_map(|known| &known.addresses);
+        let straight: Vec<_> = addresses
             .filter(|address| !address::is_relayed(address))
             .cloned()
             .collect();
