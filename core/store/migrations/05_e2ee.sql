@@ -47,13 +47,14 @@ CREATE TABLE cross_signing_keys (
 -- Signatures that local users uploaded for keys of their own or of others.
 CREATE TABLE key_signatures (
     user_id   TEXT NOT NULL,
-    -- Whose name is a device id or, for a cross-signing key, its public key.
+    -- The name of the signed key: a device id or, for a cross-signing key, its public key.
     key_name  TEXT NOT NULL,
     signer    TEXT NOT NULL,
     key_id    TEXT NOT NULL,
     signature TEXT NOT NULL,
     PRIMARY KEY (user_id, key_name, signer, key_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX key_signatures_by_signer ON key_signatures (signer, key_id);
 
 -- Copies of remote users' device lists. A copy is fresh while gaps = filled.
 CREATE TABLE remote_device_lists (

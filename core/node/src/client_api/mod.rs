@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod guard;
 mod key_backup;
+mod keys;
 mod profile;
 mod push;
 mod relations;
@@ -19,6 +20,7 @@ mod session;
 mod state;
 mod third_party;
 mod timeline;
+mod to_device;
 
 pub use crate::homeserver::Session;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
@@ -37,6 +39,8 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = account::routes(router);
     let router = device::routes(router);
     let router = key_backup::routes(router);
+    let router = keys::routes(router);
+    let router = to_device::routes(router);
     let router = admin::routes(router);
     let router = profile::routes(router);
     let router = account_data::routes(router);

@@ -4,6 +4,7 @@ pub mod client;
 mod keys;
 mod peer;
 mod profile;
+mod user_keys;
 
 use axum::Router;
 use ruma::OwnedServerName;
@@ -18,5 +19,6 @@ pub struct Peer(pub OwnedServerName);
 pub fn router(homeserver: Homeserver) -> Router {
     let router = keys::routes(Router::new());
     let router = profile::routes(router);
+    let router = user_keys::routes(router);
     router.with_state(homeserver)
 }

@@ -6,17 +6,21 @@ mod account_data_tests;
 pub mod accounts;
 mod context;
 pub mod key_backup;
+pub mod keys;
 pub mod outbox;
 mod profiles;
 pub mod push;
 pub mod rooms;
 mod server_keys;
+mod tasks;
 pub mod timeline;
+mod to_device;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
 pub use context::Context;
 pub use key_backup::KeyBackups;
+pub use keys::Keys;
 pub use outbox::Outbox;
 pub use profiles::Profiles;
 pub use push::Push;
@@ -24,6 +28,7 @@ pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
 pub use timeline::Timeline;
+pub use to_device::ToDevice;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -46,6 +51,10 @@ pub struct Services {
     pub server_keys: ServerKeys,
     /// Users, devices and sessions.
     pub accounts: Accounts,
+    /// Public keys of users and devices.
+    pub keys: Keys,
+    /// Messages from device to device.
+    pub to_device: ToDevice,
     /// Backups of room keys.
     pub key_backups: KeyBackups,
     /// What clients keep for themselves.
@@ -66,6 +75,9 @@ impl Homeserver {
         let outbox = Outbox::new(context.clone());
         let server_keys = ServerKeys::new(context.clone());
         let accounts = Accounts::new(context.clone());
+        let keys = Keys::new(context.clone(), outbox.clone());
+        accounts.on_device_changes(keys.device_changes());
+        let to_device = ToDevice::new(context.clone(), outbox.clone());
         let key_backups = KeyBackups::new(context.clone());
         let account_data = AccountData::new(context.clone());
         let profiles = Profiles::new(context.clone());
@@ -78,6 +90,8 @@ impl Homeserver {
                 outbox,
                 server_keys,
                 accounts,
+                keys,
+                to_device,
                 key_backups,
                 account_data,
                 profiles,
@@ -90,11 +104,13 @@ impl Homeserver {
 
     /// Starts what works by itself: call it once the network is up.
     pub async fn start(&self) -> Result<(), Error> {
+        self.keys.start();
         self.outbox.start().await
     }
 
     /// Ends what [`Homeserver::start`] started; the store may be closed afterwards.
     pub async fn shutdown(&self) {
+        self.keys.shutdown().await;
         self.outbox.shutdown().await;
     }
 }

@@ -110,4 +110,12 @@ impl WriteTxn<'_> {
             .execute([user.as_str(), key_name])?;
         Ok(())
     }
+
+    /// Removes all signatures that a user made with a key that is no longer theirs.
+    pub fn delete_signatures_by(&self, signer: &UserId, key_id: &str) -> Result<(), StoreError> {
+        self.conn()
+            .prepare_cached("DELETE FROM key_signatures WHERE signer = ?1 AND key_id = ?2")?
+            .execute([signer.as_str(), key_id])?;
+        Ok(())
+    }
 }

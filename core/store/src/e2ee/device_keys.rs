@@ -60,4 +60,13 @@ impl WriteTxn<'_> {
             .execute([user.as_str(), device.as_str(), keys])?;
         Ok(())
     }
+
+    /// Removes a local device's keys and what others signed of them; false when it had none.
+    pub fn delete_device_keys(&self, user: &UserId, device: &DeviceId) -> Result<bool, StoreError> {
+        self.delete_signatures_on(user, device.as_str())?;
+        let mut statement = self
+            .conn()
+            .prepare_cached("DELETE FROM device_keys WHERE user_id = ?1 AND device_id = ?2")?;
+        Ok(statement.execute([user.as_str(), device.as_str()])? > 0)
+    }
 }

@@ -50,7 +50,8 @@ impl ReadTxn<'_> {
         Ok(found)
     }
 
-    /// How many one-time keys of each algorithm a device has left. An algorithm without any is absent.
+    /// How many one-time keys of each algorithm a device has left. An algorithm without any is absent, but for
+    /// `signed_curve25519`, whose zero some clients wait for before they upload more.
     pub fn one_time_key_counts(
         &self,
         user: &UserId,
@@ -64,7 +65,9 @@ impl ReadTxn<'_> {
             let count = UInt::try_from(row.get::<_, i64>(1)?).unwrap_or(UInt::MIN);
             Ok((row.get::<_, String>(0)?.into(), count))
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let mut counts: BTreeMap<OneTimeKeyAlgorithm, UInt> = rows.collect::<Result<_, _>>()?;
+        counts.entry(OneTimeKeyAlgorithm::SignedCurve25519).or_default();
+        Ok(counts)
     }
 
     /// The algorithms of which a device has a fallback key that was not yet handed out.

@@ -16,7 +16,7 @@ const LONGEST_NAME: usize = 1024;
 pub enum DeviceChange<'a> {
     /// A device has a new display name.
     Renamed(&'a DeviceId),
-    /// These devices are gone; what hangs on them must go too.
+    /// These devices are about to go, in the same write; what hangs on them must go too.
     Removed(&'a [OwnedDeviceId]),
 }
 
@@ -41,16 +41,20 @@ pub(super) fn remove(
     user_id: &UserId,
     devices: &[OwnedDeviceId],
 ) -> Result<Vec<OwnedServerName>, Error> {
-    let mut removed = Vec::with_capacity(devices.len());
+    let mut known = Vec::with_capacity(devices.len());
     for device_id in devices {
-        if txn.delete_device(user_id, device_id)? {
-            removed.push(device_id.clone());
+        if txn.device(user_id, device_id)?.is_some() {
+            known.push(device_id.clone());
         }
     }
-    match hook {
-        Some(hook) if !removed.is_empty() => hook.devices_changed(txn, user_id, DeviceChange::Removed(&removed)),
-        _ => Ok(Vec::new()),
+    let servers = match hook {
+        Some(hook) if !known.is_empty() => hook.devices_changed(txn, user_id, DeviceChange::Removed(&known))?,
+        _ => Vec::new(),
+    };
+    for device_id in &known {
+        txn.delete_device(user_id, device_id)?;
     }
+    Ok(servers)
 }
 
 impl Accounts {

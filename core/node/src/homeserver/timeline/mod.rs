@@ -14,7 +14,7 @@ mod walk;
 pub use relations::{Relations, RelationsRequest};
 pub(crate) use render::{Renderer, ignored_users};
 pub(crate) use sight::{RoomSight, member_key, state_events};
-pub(crate) use token::TimelineToken;
+pub(crate) use token::{SyncToken, TimelineToken};
 pub(crate) use walk::{Walk, walk};
 
 use std::sync::{Arc, OnceLock};
