@@ -14,7 +14,10 @@ use ruma::{
 };
 
 use super::{Rooms, keep};
-use crate::{Error, homeserver::Context};
+use crate::{
+    Error,
+    homeserver::{Context, keys::announce},
+};
 
 /// A commit being put together: whatever its closure does is kept together or not at all.
 pub(super) struct Commit<'a, 't> {
@@ -37,7 +40,7 @@ impl Rooms {
         let write = self.ctx.store.write(move |txn| {
             let mut commit = Commit::new(txn, &ctx);
             let value = job(&mut commit)?;
-            Ok::<_, Error>((value, commit.into_servers()))
+            Ok::<_, Error>((value, commit.finish()?))
         });
         let (value, wake) = write.await?;
         self.outbox.wake(wake);
@@ -46,7 +49,7 @@ impl Rooms {
 }
 
 impl<'a, 't> Commit<'a, 't> {
-    /// A commit over a transaction that somebody else began, who wakes [`Commit::into_servers`] after it.
+    /// A commit over a transaction that somebody else began, who calls [`Commit::finish`] at its end.
     pub(super) fn new(txn: &'a WriteTxn<'t>, ctx: &'a Context) -> Self {
         Self {
             txn,
@@ -56,9 +59,11 @@ impl<'a, 't> Commit<'a, 't> {
         }
     }
 
-    /// The servers for which something was queued.
-    pub(super) fn into_servers(self) -> Vec<OwnedServerName> {
-        self.wake.into_iter().collect()
+    /// Queues what follows from the whole commit: servers that share a room with a local user only now are told of the
+    /// user's devices, after the events that say so. Returns the servers to wake once the transaction is on disk.
+    pub(super) fn finish(mut self) -> Result<Vec<OwnedServerName>, Error> {
+        self.wake.extend(announce::due_lists(self.txn)?);
+        Ok(self.wake.into_iter().collect())
     }
 
     /// Makes an event of a local user and keeps it.
