@@ -22,6 +22,8 @@ pub struct Config {
     pub open_registration: bool,
     /// The largest upload accepted, in bytes.
     pub max_upload_bytes: u64,
+    /// How many bytes of other servers' media are kept; what was fetched longest ago goes first.
+    pub max_fetched_media_bytes: u64,
     /// The largest JSON request body accepted from a client, in bytes.
     pub max_body_bytes: usize,
 }
@@ -37,6 +39,7 @@ impl Config {
             mdns: true,
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,
+            max_fetched_media_bytes: 1024 * 1024 * 1024,
             max_body_bytes: 1024 * 1024,
         }
     }

@@ -419,11 +419,25 @@ impl Client {
 
     /// Sends any request and returns the whole response.
     pub(crate) async fn raw(&self, method: Method, path: &str, body: Vec<u8>) -> Response<Bytes> {
+        let headers = [(header::CONTENT_TYPE.as_str(), "application/json")];
+        self.raw_with(method, path, &headers, body).await
+    }
+
+    /// [`Client::raw`] with headers of one's own.
+    pub(crate) async fn raw_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Response<Bytes> {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         let response = self
             .router
             .clone()

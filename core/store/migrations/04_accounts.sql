@@ -97,3 +97,34 @@ CREATE TABLE pushers (
     FOREIGN KEY (user_id, device_id) REFERENCES devices (user_id, device_id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX pushers_by_device ON pushers (user_id, device_id);
+
+-- Media by name. The bytes are files beside the database, named by their BLAKE3 hash.
+CREATE TABLE media (
+    server       TEXT NOT NULL,
+    media_id     TEXT NOT NULL,
+    -- Null: the name was given out and nothing was uploaded yet.
+    hash         BLOB,
+    size         INTEGER NOT NULL DEFAULT 0,
+    content_type TEXT,
+    filename     TEXT,
+    -- Who uploaded it, or may; null: it is another server's.
+    user_id      TEXT,
+    created_ts   INTEGER NOT NULL,
+    -- When a name to which nothing was uploaded is void.
+    expires_ts   INTEGER,
+    PRIMARY KEY (server, media_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX media_by_hash ON media (hash);
+CREATE INDEX media_fetched ON media (created_ts) WHERE user_id IS NULL;
+CREATE INDEX media_unused ON media (user_id, expires_ts) WHERE hash IS NULL;
+
+-- Thumbnails by what they were made of and how; their bytes are files too.
+CREATE TABLE thumbnails (
+    hash         BLOB NOT NULL,
+    variant      TEXT NOT NULL,
+    thumbnail    BLOB NOT NULL,
+    size         INTEGER NOT NULL,
+    content_type TEXT NOT NULL,
+    PRIMARY KEY (hash, variant)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX thumbnails_by_file ON thumbnails (thumbnail);

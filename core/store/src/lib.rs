@@ -18,6 +18,7 @@ mod e2ee;
 mod error;
 mod events;
 mod intern;
+mod media;
 mod members;
 mod migrations;
 mod notifications;
@@ -52,6 +53,7 @@ pub use e2ee::{
 };
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
+pub use media::{Media, MediaFile, MediaHash};
 pub use members::{Member, RoomMembership};
 pub use notifications::{NewNotification, Notification, RoomCounts, UnreadCounts};
 pub use outbox::{BatchLimits, OutboxBatch};

@@ -105,7 +105,7 @@ where
 }
 
 /// Parses a request. Some of ruma's parsers panic on malformed JSON (login without `type`); that is bad JSON, no more.
-fn parse<R: IncomingRequest>(request: http::Request<&[u8]>, arguments: &[&str]) -> Result<R, Error> {
+pub(super) fn parse<R: IncomingRequest>(request: http::Request<&[u8]>, arguments: &[&str]) -> Result<R, Error> {
     catch_unwind(AssertUnwindSafe(|| R::try_from_http_request(request, arguments)))
         .map_err(|_| Error::bad_json("the body lacks a required field"))?
         .map_err(malformed)

@@ -11,11 +11,13 @@ mod error;
 mod guard;
 mod key_backup;
 mod keys;
+mod media;
 mod profile;
 mod push;
 mod relations;
 mod rooms;
 mod search;
+pub(crate) mod serve_file;
 mod session;
 mod state;
 mod third_party;
@@ -26,6 +28,7 @@ pub use crate::homeserver::Session;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;
 pub use guard::{Hosts, only_hosts, with_cors};
+pub(crate) use media::variant as thumbnail_variant;
 
 use axum::Router;
 
@@ -46,6 +49,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = account_data::routes(router);
     let router = third_party::routes(router);
     let router = push::routes(router);
+    let router = media::routes(router);
     let router = timeline::routes(router);
     let router = state::routes(router);
     let router = relations::routes(router);

@@ -1,5 +1,7 @@
 //! Typed requests to other nodes. No retry stands here: who asks knows whether asking again helps.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
 use http::{Request, Response, header};
 use ruma::{
@@ -49,10 +51,17 @@ where
     }
     let (head, body) = response.into_parts();
     let response = http::Response::from_parts(head, body.as_ref());
-    R::IncomingResponse::try_from_http_response_inner(response).map_err(|error| {
-        let (server, reason) = (to.to_owned(), error.to_string());
-        NetworkError::Broken { server, reason }.into()
-    })
+    // ruma's multipart parser panics on some malformed bodies; to us that is one more answer that does not parse.
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        R::IncomingResponse::try_from_http_response_inner(response)
+    }));
+    let reason = match parsed {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the answer is malformed".to_owned(),
+    };
+    let server = to.to_owned();
+    Err(NetworkError::Broken { server, reason }.into())
 }
 
 fn http_request<R>(request: R) -> Result<Request<Bytes>, Error>

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod keys;
+mod media;
 mod peer;
 mod profile;
 mod user_keys;
@@ -20,5 +21,6 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = keys::routes(Router::new());
     let router = profile::routes(router);
     let router = user_keys::routes(router);
+    let router = media::routes(router);
     router.with_state(homeserver)
 }

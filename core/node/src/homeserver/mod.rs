@@ -7,6 +7,7 @@ pub mod accounts;
 mod context;
 pub mod key_backup;
 pub mod keys;
+pub mod media;
 pub mod outbox;
 mod profiles;
 pub mod push;
@@ -21,6 +22,7 @@ pub use accounts::{Accounts, Session};
 pub use context::Context;
 pub use key_backup::KeyBackups;
 pub use keys::Keys;
+pub use media::Media;
 pub use outbox::Outbox;
 pub use profiles::Profiles;
 pub use push::Push;
@@ -61,6 +63,8 @@ pub struct Services {
     pub account_data: AccountData,
     /// Names and pictures.
     pub profiles: Profiles,
+    /// Files.
+    pub media: Media,
     /// Push rules, notifications and pushers.
     pub push: Push,
     /// What is read of rooms.
@@ -81,6 +85,7 @@ impl Homeserver {
         let key_backups = KeyBackups::new(context.clone());
         let account_data = AccountData::new(context.clone());
         let profiles = Profiles::new(context.clone());
+        let media = Media::new(context.clone());
         let push = Push::new(context.clone());
         let timeline = Timeline::new(context.clone());
         let rooms = Rooms::new(context.clone(), outbox.clone(), server_keys.clone(), profiles.clone());
@@ -95,6 +100,7 @@ impl Homeserver {
                 key_backups,
                 account_data,
                 profiles,
+                media,
                 push,
                 timeline,
                 rooms,
@@ -105,6 +111,7 @@ impl Homeserver {
     /// Starts what works by itself: call it once the network is up.
     pub async fn start(&self) -> Result<(), Error> {
         self.keys.start();
+        self.media.start().await?;
         self.outbox.start().await
     }
 
