@@ -301,6 +301,22 @@ impl Node {
         self.hs = open(&self.keys, &self.data, &self.wires, &self.clock).await;
     }
 
+    /// Waits until something is true of this node, looking again after every commit. Fails after a long time.
+    pub(crate) async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
+        let mut committed = self.hs.context.store.committed();
+        let waiting = async {
+            loop {
+                committed.mark_unchanged();
+                if is_so().await {
+                    return;
+                }
+                committed.changed().await.unwrap();
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        assert!(waited.is_ok(), "waited in vain until {what}");
+    }
+
     /// A client without an access token.
     pub(crate) fn client(&self) -> Client {
         Client {

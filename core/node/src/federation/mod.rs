@@ -1,8 +1,10 @@
 //! The server-server API over libp2p: what other nodes may ask of this one, and what this one asks of them.
 
 pub mod client;
+mod directory;
 mod keys;
 mod media;
+mod membership;
 mod peer;
 mod profile;
 mod user_keys;
@@ -22,5 +24,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = profile::routes(router);
     let router = user_keys::routes(router);
     let router = media::routes(router);
+    let router = membership::routes(router);
+    let router = directory::routes(router);
     router.with_state(homeserver)
 }

@@ -1,5 +1,6 @@
 //! The rooms service through the routers of real nodes.
 
+mod federated;
 mod local;
 
 use serde_json::{Value, json};

@@ -1,0 +1,82 @@
+//! Aliases and public rooms of this node, as other servers ask for them.
+
+use axum::Router;
+use ruma::{
+    UInt,
+    api::federation::{
+        directory::{get_public_rooms, get_public_rooms_filtered},
+        query::get_room_information,
+    },
+    directory::{Filter, RoomNetwork},
+};
+
+use crate::{
+    Error, Homeserver,
+    client_api::{Args, endpoint},
+    homeserver::{PublicRooms, PublicRoomsQuery},
+};
+
+pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
+    let router = endpoint(router, get_room_information);
+    let router = endpoint(router, get_public_rooms);
+    endpoint(router, get_public_rooms_filtered)
+}
+
+async fn get_room_information(
+    hs: Homeserver,
+    args: Args<get_room_information::v1::Request>,
+) -> Result<get_room_information::v1::Response, Error> {
+    let (room_id, servers) = hs.rooms.own_alias(&args.request.room_alias).await?;
+    Ok(get_room_information::v1::Response::new(room_id, servers))
+}
+
+async fn get_public_rooms(
+    hs: Homeserver,
+    args: Args<get_public_rooms::v1::Request>,
+) -> Result<get_public_rooms::v1::Response, Error> {
+    let request = args.request;
+    let rooms = own(
+        &hs,
+        request.limit,
+        request.since,
+        Filter::default(),
+        request.room_network,
+    )
+    .await?;
+    let mut response = get_public_rooms::v1::Response::new();
+    response.chunk = rooms.chunk;
+    response.next_batch = rooms.next_batch;
+    response.prev_batch = rooms.prev_batch;
+    response.total_room_count_estimate = rooms.total;
+    Ok(response)
+}
+
+async fn get_public_rooms_filtered(
+    hs: Homeserver,
+    args: Args<get_public_rooms_filtered::v1::Request>,
+) -> Result<get_public_rooms_filtered::v1::Response, Error> {
+    let request = args.request;
+    let rooms = own(&hs, request.limit, request.since, request.filter, request.room_network).await?;
+    let mut response = get_public_rooms_filtered::v1::Response::new();
+    response.chunk = rooms.chunk;
+    response.next_batch = rooms.next_batch;
+    response.prev_batch = rooms.prev_batch;
+    response.total_room_count_estimate = rooms.total;
+    Ok(response)
+}
+
+async fn own(
+    hs: &Homeserver,
+    limit: Option<UInt>,
+    since: Option<String>,
+    filter: Filter,
+    network: RoomNetwork,
+) -> Result<PublicRooms, Error> {
+    let query = PublicRoomsQuery {
+        limit,
+        since,
+        filter,
+        network,
+    };
+    hs.rooms.public_rooms(query).await
+}
