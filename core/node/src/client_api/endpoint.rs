@@ -22,6 +22,15 @@ use ruma::api::{
 
 use crate::{Error, Homeserver};
 
+/// Where a room's state is read and written when the empty state key is left out, with its slash or without. ruma parses
+/// such requests, but lists only the path with a state key.
+pub(super) const EMPTY_STATE_KEY_PATHS: [&str; 4] = [
+    "/_matrix/client/v3/rooms/{room_id}/state/{event_type}",
+    "/_matrix/client/v3/rooms/{room_id}/state/{event_type}/",
+    "/_matrix/client/r0/rooms/{room_id}/state/{event_type}",
+    "/_matrix/client/r0/rooms/{room_id}/state/{event_type}/",
+];
+
 /// What a handler gets.
 pub struct Args<R: Metadata>
 where

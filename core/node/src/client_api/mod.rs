@@ -25,6 +25,7 @@ mod timeline;
 mod to_device;
 
 pub use crate::homeserver::Session;
+use endpoint::EMPTY_STATE_KEY_PATHS;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;
 pub use guard::{Hosts, only_hosts, with_cors};

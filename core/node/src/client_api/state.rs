@@ -6,12 +6,15 @@ use ruma::api::client::{
     state::{get_state_event_for_key, get_state_events},
 };
 
-use super::{Args, endpoint};
+use super::{Args, EMPTY_STATE_KEY_PATHS, endpoint, endpoint_at};
 use crate::{Error, Homeserver};
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = endpoint(router, state_events);
-    let router = endpoint(router, state_event_for_key);
+    let mut router = endpoint(router, state_event_for_key);
+    for path in EMPTY_STATE_KEY_PATHS {
+        router = endpoint_at(router, path, state_event_for_key);
+    }
     let router = endpoint(router, member_events);
     let router = endpoint(router, joined_members);
     endpoint(router, mutual_rooms)

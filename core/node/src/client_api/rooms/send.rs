@@ -5,34 +5,17 @@ use ruma::api::client::{message::send_message_event, redact::redact_event, state
 
 use crate::{
     Error, Homeserver,
-    client_api::{Args, endpoint, endpoint_at},
+    client_api::{Args, EMPTY_STATE_KEY_PATHS, endpoint, endpoint_at},
 };
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = endpoint(router, send_message_event);
     let router = endpoint(router, redact_event);
-    let router = endpoint(router, send_state_event);
-    // An empty state key may be left out together with its slash, or without it.
-    let router = endpoint_at(
-        router,
-        "/_matrix/client/v3/rooms/{room_id}/state/{event_type}",
-        send_state_event,
-    );
-    let router = endpoint_at(
-        router,
-        "/_matrix/client/v3/rooms/{room_id}/state/{event_type}/",
-        send_state_event,
-    );
-    let router = endpoint_at(
-        router,
-        "/_matrix/client/r0/rooms/{room_id}/state/{event_type}",
-        send_state_event,
-    );
-    endpoint_at(
-        router,
-        "/_matrix/client/r0/rooms/{room_id}/state/{event_type}/",
-        send_state_event,
-    )
+    let mut router = endpoint(router, send_state_event);
+    for path in EMPTY_STATE_KEY_PATHS {
+        router = endpoint_at(router, path, send_state_event);
+    }
+    router
 }
 
 async fn send_message_event(

@@ -102,13 +102,4 @@ async fn invites_and_their_ends() {
     alice.post_ok(&at(&room, "invite"), invite.clone()).await;
     bob.post_ok(&at(&room, "join"), json!({})).await;
     assert_eq!(membership(&alice, &room, &bob.user_id).await, "join");
-
-    // Left, invited, and refused while nobody can be asked.
-    bob.post_ok(&at(&room, "leave"), json!({})).await;
-    let left = async || membership(&alice, &room, &bob.user_id).await == "leave";
-    cluster[0].until("alice's node hears that bob left", left).await;
-    alice.post_ok(&at(&room, "invite"), invite).await;
-    cluster[0].go_down();
-    bob.post_ok(&at(&room, "leave"), json!({})).await;
-    bob.post_ok(&at(&room, "forget"), json!({})).await;
 }
