@@ -34,7 +34,7 @@ async fn joins_by_id_alias_and_through_another_member() {
             .post_ok(&join_path(&room, &[cluster[0].name.as_str()]), json!({}))
             .await;
         assert_eq!(answer["room_id"], *room);
-        assert_eq!(joined(&bob).await, [room.clone()]);
+        assert_eq!(joined(&bob).await, std::slice::from_ref(&room));
         assert_eq!(membership(&bob, &room, &alice.user_id).await, "join");
         assert_eq!(membership(&alice, &room, &bob.user_id).await, "join");
         assert_eq!(bob.get_ok(&at(&room, "state/m.room.name/")).await["name"], "Tea");
