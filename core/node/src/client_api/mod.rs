@@ -20,6 +20,7 @@ mod search;
 pub(crate) mod serve_file;
 mod session;
 mod state;
+mod sync;
 mod third_party;
 mod timeline;
 mod to_device;
@@ -51,6 +52,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = third_party::routes(router);
     let router = push::routes(router);
     let router = media::routes(router);
+    let router = sync::routes(router);
     let router = timeline::routes(router);
     let router = state::routes(router);
     let router = relations::routes(router);

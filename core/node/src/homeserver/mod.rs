@@ -13,6 +13,7 @@ mod profiles;
 pub mod push;
 pub mod rooms;
 mod server_keys;
+pub mod sync;
 mod tasks;
 pub mod timeline;
 mod to_device;
@@ -29,6 +30,7 @@ pub use push::Push;
 pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
+pub use sync::Sync;
 pub use timeline::Timeline;
 pub use to_device::ToDevice;
 
@@ -71,6 +73,8 @@ pub struct Services {
     pub timeline: Timeline,
     /// Rooms, as their members change them.
     pub rooms: Rooms,
+    /// What clients are told.
+    pub sync: Sync,
 }
 
 impl Homeserver {
@@ -89,6 +93,7 @@ impl Homeserver {
         let push = Push::new(context.clone());
         let timeline = Timeline::new(context.clone());
         let rooms = Rooms::new(context.clone(), outbox.clone(), server_keys.clone(), profiles.clone());
+        let sync = Sync::new(context.clone(), account_data.clone());
         Self {
             services: Arc::new(Services {
                 context,
@@ -104,6 +109,7 @@ impl Homeserver {
                 push,
                 timeline,
                 rooms,
+                sync,
             }),
         }
     }

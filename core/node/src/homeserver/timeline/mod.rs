@@ -13,7 +13,7 @@ mod walk;
 
 pub use relations::{Relations, RelationsRequest};
 pub(crate) use render::{Renderer, ignored_users};
-pub(crate) use sight::{RoomSight, member_key, state_events};
+pub(crate) use sight::{Access, RoomSight, member_key, state_events};
 pub(crate) use token::{SyncToken, TimelineToken};
 pub(crate) use walk::{Walk, walk};
 
@@ -24,7 +24,6 @@ use kith_engine::ClientFormat;
 use kith_store::ReadTxn;
 use ruma::{OwnedRoomId, RoomId};
 
-use self::sight::Access;
 use super::{Context, Session};
 use crate::Error;
 

@@ -1,0 +1,158 @@
+//! Invites and knocks as an answer tells them: stripped state, of rooms that the user cannot read yet. Rooms that this
+//! node is not in are told as other servers told of them.
+
+use std::collections::BTreeSet;
+
+use kith_engine::{Pdu, client_event, rules, stripped_event};
+use kith_store::{OutsideMembership, Seq};
+use ruma::{
+    OwnedRoomId, RoomId,
+    api::client::sync::sync_events::v3::{InvitedRoom, KnockedRoom, LeftRoom, Rooms, State, StateEvents},
+    events::{AnyStrippedStateEvent, StateEventType, room::member::MembershipState},
+    serde::Raw,
+};
+use serde::Deserialize;
+
+use super::answer::Snapshot;
+use crate::Error;
+
+/// What is told of a room to those outside.
+///
+/// Client-server API, "Stripped state": these "should be included".
+const STRIPPED: [StateEventType; 8] = [
+    StateEventType::RoomCreate,
+    StateEventType::RoomName,
+    StateEventType::RoomAvatar,
+    StateEventType::RoomTopic,
+    StateEventType::RoomJoinRules,
+    StateEventType::RoomCanonicalAlias,
+    StateEventType::RoomEncryption,
+    StateEventType::RoomTombstone,
+];
+
+impl Snapshot<'_> {
+    /// A room of this node that the user is invited to; none if the inviter is ignored.
+    pub(super) fn invited_room(&self, room: &RoomId) -> Result<Option<InvitedRoom>, Error> {
+        let user = &self.query.session.user_id;
+        let own = self
+            .txn
+            .current_state_event(room, &StateEventType::RoomMember, user.as_str())?;
+        // "Servers must not send room invites from ignored users to clients."
+        if own.is_some_and(|own| self.renderer.ignored.iter().any(|ignored| ignored == own.sender())) {
+            return Ok(None);
+        }
+        let mut invited = InvitedRoom::new();
+        invited.invite_state.events = self.stripped_state(room)?;
+        Ok(Some(invited))
+    }
+
+    /// A room of this node that the user has knocked on.
+    pub(super) fn knocked_room(&self, room: &RoomId) -> Result<KnockedRoom, Error> {
+        let mut knocked = KnockedRoom::new();
+        knocked.knock_state.events = self.stripped_state(room)?;
+        Ok(knocked)
+    }
+
+    /// Stripped state with the user's own membership, and who sent it.
+    fn stripped_state(&self, room: &RoomId) -> Result<Vec<Raw<AnyStrippedStateEvent>>, Error> {
+        let mut events = Vec::new();
+        for kind in &STRIPPED {
+            events.extend(self.txn.current_state_event(room, kind, "")?);
+        }
+        let user = &self.query.session.user_id;
+        let member = |user: &str| self.txn.current_state_event(room, &StateEventType::RoomMember, user);
+        if let Some(own) = member(user.as_str())? {
+            if own.sender() != user {
+                events.extend(member(own.sender().as_str())?);
+            }
+            events.push(own);
+        }
+        Ok(events.iter().map(|pdu| Raw::from_json(stripped_event(pdu))).collect())
+    }
+
+    /// Tells of invites to, knocks on and refusals by rooms that this node is not in, and returns which rooms these are.
+    pub(super) fn outside_rooms(&self, rooms: &mut Rooms) -> Result<BTreeSet<OwnedRoomId>, Error> {
+        let user = &self.query.session.user_id;
+        let since = self.since.unwrap_or(Seq(0));
+        let mut outside = BTreeSet::new();
+        for standing in self.txn.outside_memberships_between(user, since, self.upto)? {
+            let room = standing.room_id.clone();
+            if !self.query.filter.rooms.contains(&room) {
+                continue;
+            }
+            outside.insert(room.clone());
+            match standing.membership {
+                MembershipState::Invite if !self.is_from_ignored(&standing) => {
+                    let mut invited = InvitedRoom::new();
+                    invited.invite_state.events = outside_state(&standing);
+                    rooms.invite.insert(room, invited);
+                }
+                MembershipState::Knock => {
+                    let mut knocked = KnockedRoom::new();
+                    knocked.knock_state.events = outside_state(&standing);
+                    rooms.knock.insert(room, knocked);
+                }
+                // A client that starts has not heard of the invite either.
+                MembershipState::Leave | MembershipState::Ban
+                    if self.since.is_some() || self.query.filter.include_leave =>
+                {
+                    rooms.leave.insert(room, self.outside_left(&standing)?);
+                }
+                _ => {}
+            }
+        }
+        Ok(outside)
+    }
+
+    fn is_from_ignored(&self, standing: &OutsideMembership) -> bool {
+        #[derive(Deserialize)]
+        struct Sender {
+            sender: String,
+        }
+        let sender = serde_json::from_str::<Sender>(standing.event.get());
+        sender.is_ok_and(|event| self.renderer.ignored.iter().any(|user| *user == event.sender))
+    }
+
+    /// A room that the user is not invited to any more: only the event that says so.
+    fn outside_left(&self, standing: &OutsideMembership) -> Result<LeftRoom, Error> {
+        let mut left = LeftRoom::new();
+        if self.query.use_state_after {
+            left.state = State::After(StateEvents::new());
+        }
+        let (id, room, json) = (&standing.event_id, &standing.room_id, standing.event.get());
+        // What another server told need not be a whole event; then the room is only listed.
+        if let Ok(pdu) = Pdu::from_stored(id.clone(), room.clone(), json)
+            && let Ok(rules) = rules(&standing.version)
+        {
+            let unsigned = kith_engine::Unsigned::aged(&pdu, self.renderer.now);
+            let event = client_event(&pdu, &unsigned, self.renderer.format, &rules.redaction);
+            left.timeline.events.push(Raw::from_json(event));
+        }
+        Ok(left)
+    }
+}
+
+/// What another server told of a room, with the user's own membership if it is not part of that.
+fn outside_state(standing: &OutsideMembership) -> Vec<Raw<AnyStrippedStateEvent>> {
+    #[derive(Deserialize)]
+    struct Key {
+        #[serde(rename = "type")]
+        kind: String,
+        state_key: String,
+    }
+    let is_own = |json: &str| {
+        let key = serde_json::from_str::<Key>(json);
+        key.is_ok_and(|key| key.kind == "m.room.member" && key.state_key == standing.user_id.as_str())
+    };
+    let mut events: Vec<_> = standing.state.iter().cloned().collect();
+    if !events.iter().any(|event| is_own(event.get()))
+        && let Ok(pdu) = Pdu::from_stored(
+            standing.event_id.clone(),
+            standing.room_id.clone(),
+            standing.event.get(),
+        )
+    {
+        events.push(stripped_event(&pdu));
+    }
+    events.into_iter().map(Raw::from_json).collect()
+}
