@@ -213,7 +213,7 @@ async fn requests_that_are_refused() {
         ),
         (
             &alice,
-            format!("/_matrix/media/v3/download/elsewhere/x?allow_remote=false"),
+            "/_matrix/media/v3/download/elsewhere/x?allow_remote=false".to_owned(),
             (404, "M_NOT_FOUND"),
         ),
         (&alice, format!("{DOWNLOAD}/elsewhere/x"), (502, "M_UNKNOWN")),
