@@ -9,6 +9,7 @@ pub mod key_backup;
 pub mod keys;
 pub mod media;
 pub mod outbox;
+mod passing;
 mod profiles;
 pub mod push;
 pub mod rooms;
@@ -25,6 +26,7 @@ pub use key_backup::KeyBackups;
 pub use keys::Keys;
 pub use media::Media;
 pub use outbox::Outbox;
+pub use passing::Passing;
 pub use profiles::Profiles;
 pub use push::Push;
 pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
@@ -49,6 +51,8 @@ pub struct Homeserver {
 pub struct Services {
     /// What every service stands on.
     pub context: Context,
+    /// The counter of typing and presence.
+    pub passing: Passing,
     /// What waits for other servers.
     pub outbox: Outbox,
     /// What servers sign with.
@@ -80,6 +84,7 @@ pub struct Services {
 impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
+        let passing = Passing::new(&context.world);
         let outbox = Outbox::new(context.clone());
         let server_keys = ServerKeys::new(context.clone());
         let accounts = Accounts::new(context.clone());
@@ -97,6 +102,7 @@ impl Homeserver {
         Self {
             services: Arc::new(Services {
                 context,
+                passing,
                 outbox,
                 server_keys,
                 accounts,
