@@ -293,3 +293,54 @@ impl<'a, R: RoomReader> EventCache<'a, R> {
         }
     }
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use ruma::api::client::room::create_room::v3::RoomPreset;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        CreateRoom, Draft,
+        testing::{MemoryRooms, TestServer, at},
+    };
+
+    /// A topic that only one fork has rests upon power levels that everybody rests upon: that tells no forks apart.
+    #[test]
+    fn what_undisputed_entries_rest_upon_is_no_difference() {
+        for version in crate::SUPPORTED_VERSIONS {
+            let server = TestServer::new("alice.example");
+            let (alice, bob) = (server.user("alice"), server.user("bob"));
+            let mut rooms = MemoryRooms::default();
+            let request = CreateRoom {
+                version: version.clone(),
+                preset: RoomPreset::PublicChat,
+                ..CreateRoom::new(alice.clone())
+            };
+            let (room, _) = rooms.create(&server, &request);
+            let join = Draft::state(
+                bob.clone(),
+                "m.room.member",
+                bob.as_str(),
+                json!({"membership": "join"}),
+            )
+            .unwrap();
+            rooms.send(&server, &room, &join, at(1_000)).unwrap();
+            let without = rooms.state_of(&room);
+            let topic = Draft::state(alice.clone(), "m.room.topic", "", json!({"topic": "tea"})).unwrap();
+            let topic = rooms.send(&server, &room, &topic, at(1_001)).unwrap();
+            let with = rooms.state_of(&room);
+            let forks = [without, with].map(|entries| Fork {
+                id: None,
+                entries: entries.into(),
+            });
+            let conflicts = Conflicts::of(&forks);
+            assert_eq!(conflicts.events[1], BTreeSet::from([topic.event_id().to_owned()]));
+            let chains = auth_chains(&EventCache::new(&rooms, None), &forks, &conflicts).unwrap();
+            assert!(
+                chains.iter().all(|chain| chain.iter().next().is_none()),
+                "{version}: {chains:?}"
+            );
+        }
+    }
+}

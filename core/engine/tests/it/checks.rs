@@ -1,12 +1,12 @@
 //! What strangers may send: forged, oversized, malformed, replayed and unauthorised events.
 
 use kith_engine::{
-    CurrentState, EventStatus, Outcome, PduError, RoomError, UncheckedPdu, VerifyKey, check_pdu,
+    CheckedPdu, CurrentState, EventStatus, Outcome, PduError, RoomError, UncheckedPdu, VerifyKey, check_pdu,
     json::parse_object,
     receive, required_keys,
     testing::{MemoryRooms, TestServer, any_key},
 };
-use ruma::{CanonicalJsonValue, Int, RoomVersionId, canonical_json::to_canonical_value};
+use ruma::{CanonicalJsonValue, Int, OwnedEventId, RoomVersionId, canonical_json::to_canonical_value};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, user};
@@ -285,6 +285,41 @@ fn unauthorised_events_are_rejected_and_change_nothing() {
     }
 }
 
+/// Bob's event with some of its references replaced, properly hashed and signed.
+fn resigned(scene: &Scene, event: &CheckedPdu, field: &str, ids: Vec<OwnedEventId>) -> CheckedPdu {
+    let mut object = event.pdu().to_object().unwrap();
+    object.insert(field.to_owned(), to_canonical_value(&ids).unwrap());
+    for field in ["hashes", "signatures"] {
+        object.remove(field);
+    }
+    let rules = event.version().rules().unwrap().redaction;
+    ruma::signatures::hash_and_sign_event("bob.example", scene.server("bob"), &mut object, &rules).unwrap();
+    UncheckedPdu::from_object(object, event.version())
+        .unwrap()
+        .verify(any_key)
+        .unwrap()
+}
+
+/// Bob, banned, cites the authority he once had.
+#[test]
+fn the_state_before_an_event_counts_whatever_it_cites() {
+    for version in VERSIONS {
+        let mut scene = Scene::public(version, &["bob"]);
+        let last = scene.last();
+        let message = scene.craft(&[&last], "bob", "m.room.message", None, json!({"body": "still me"}));
+        let ban = scene.say(
+            "alice",
+            "m.room.member",
+            Some(&user("bob")),
+            json!({"membership": "ban"}),
+        );
+        let late = resigned(&scene, &message, "prev_events", vec![ban]);
+        let applied = scene.rooms.accept(&late);
+        assert_eq!(applied.status, EventStatus::Rejected);
+        assert!(applied.reason.unwrap().contains("membership"));
+    }
+}
+
 /// The auth events an event names are part of what it claims: each of these claims something false.
 #[test]
 fn events_with_the_wrong_auth_events_are_rejected() {
@@ -302,20 +337,7 @@ fn events_with_the_wrong_auth_events_are_rejected() {
         json!({"membership": "ban"}),
     );
     let rejected = scene.rooms.accept(&ban).pdu.event_id().to_owned();
-    let with = |auth: Vec<ruma::OwnedEventId>| {
-        let mut object = good.pdu().to_object().unwrap();
-        object.insert("auth_events".to_owned(), to_canonical_value(&auth).unwrap());
-        for field in ["hashes", "signatures"] {
-            object.remove(field);
-        }
-        let rules = RoomVersionId::V11.rules().unwrap().redaction;
-        let bob = scene.server("bob");
-        ruma::signatures::hash_and_sign_event("bob.example", bob, &mut object, &rules).unwrap();
-        UncheckedPdu::from_object(object, &RoomVersionId::V11)
-            .unwrap()
-            .verify(any_key)
-            .unwrap()
-    };
+    let with = |auth: Vec<OwnedEventId>| resigned(&scene, &good, "auth_events", auth);
     let without_create = auth[..auth.len() - 1].to_vec();
     let cases = [
         ("none", vec![]),

@@ -19,7 +19,7 @@ use crate::scene::{NAMES, Scene, user};
 
 /// One step of a random room.
 #[derive(Debug, Clone)]
-struct Step {
+pub(crate) struct Step {
     who: usize,
     whom: usize,
     what: usize,
@@ -30,11 +30,11 @@ struct Step {
     fork: bool,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     (
         0..5_usize,
         1..5_usize,
-        0..12_usize,
+        0..16_usize,
         0..3_i64,
         2_000..2_010_u32,
         vec(any::<Index>(), 1..3),
@@ -86,7 +86,7 @@ fn saying(step: &Step, levels: &Value) -> (&'static str, Option<String>, Value) 
 
 /// Every event of a random room, as servers send them to each other, in an order in which they could be made. The last
 /// one builds upon all the others.
-fn random_room(version: &RoomVersionId, steps: &[Step]) -> Vec<CheckedPdu> {
+pub(crate) fn random_room(version: &RoomVersionId, steps: &[Step]) -> Vec<CheckedPdu> {
     let mut scene = Scene::new(version.clone(), RoomPreset::PublicChat);
     let mut levels = scene.content("m.room.power_levels", "").unwrap();
     levels["events"]["m.room.power_levels"] = json!(50);
@@ -179,7 +179,7 @@ fn verdicts(rooms: &MemoryRooms, events: &[CheckedPdu]) -> (Verdicts, StateMap, 
     )
 }
 
-fn versions() -> impl Strategy<Value = RoomVersionId> {
+pub(crate) fn versions() -> impl Strategy<Value = RoomVersionId> {
     prop::sample::select(vec![RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12])
 }
 

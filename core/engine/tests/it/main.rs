@@ -5,6 +5,7 @@
 mod checks;
 mod convergence;
 mod handshakes;
+mod oracle;
 mod redactions;
 mod resolution;
 mod rooms;

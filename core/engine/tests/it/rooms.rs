@@ -400,3 +400,37 @@ fn the_access_list_decides_which_servers_take_part() {
     assert!(!allowed(&scene, &bob));
     assert!(allowed(&scene, &TestServer::new("zara.example")));
 }
+
+/// Resolution goes by dates, not by who built upon whom: an old state that comes back as a fork may win. The current
+/// state must follow even where the event that brought it back is a message.
+#[test]
+fn a_message_on_an_old_state_can_change_the_current_one() {
+    for version in VERSIONS {
+        let mut scene = Scene::public(version, &["bob"]);
+        let last = scene.last();
+        let topic = |topic: &str| json!({"topic": topic});
+        let first = scene.craft_at(9_000, &[&last], "alice", "m.room.topic", Some(""), topic("dated late"));
+        let first_id = first.event_id().to_owned();
+        scene.rooms.accept(&first);
+        let second = scene.craft_at(
+            8_000,
+            &[&first_id],
+            "alice",
+            "m.room.topic",
+            Some(""),
+            topic("dated early"),
+        );
+        let current = scene.rooms.accept(&second).current_state;
+        assert_eq!(current, CurrentState::AfterEvent);
+        let (_, applied) = scene.put(
+            &[&first_id],
+            "bob",
+            "m.room.message",
+            None,
+            json!({"body": "what topic?"}),
+        );
+        assert!(matches!(applied.current_state, CurrentState::New(_)));
+        let key = (StateEventType::RoomTopic, String::new());
+        assert_eq!(scene.state()[&key], first_id);
+    }
+}
