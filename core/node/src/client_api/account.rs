@@ -113,6 +113,7 @@ async fn deactivate(hs: Homeserver, args: Args<deactivate::v3::Request>) -> Resu
         .confirm(&session, "deactivate", args.request.auth.as_ref())
         .await?;
     hs.accounts.deactivate(&session.user_id, args.request.erase).await?;
+    hs.rooms.leave_all(&session.user_id).await?;
     // No identity server is ever spoken to, so nothing was bound that could fail to be unbound.
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success))
 }

@@ -2,6 +2,7 @@
 
 use axum::Router;
 use ruma::{
+    UserId,
     api::client::profile::{delete_profile_field, get_profile, get_profile_field, set_profile_field},
     profile::ProfileFieldName,
 };
@@ -44,9 +45,11 @@ async fn set_profile_field(
     args: Args<set_profile_field::v3::Request>,
 ) -> Result<set_profile_field::v3::Response, Error> {
     let request = args.request;
+    let field = request.value.field_name();
     hs.profiles
         .set_field(&args.caller, &request.user_id, request.value)
         .await?;
+    announce(&hs, &request.user_id, &field).await?;
     Ok(set_profile_field::v3::Response::new())
 }
 
@@ -55,8 +58,18 @@ async fn delete_profile_field(
     args: Args<delete_profile_field::v3::Request>,
 ) -> Result<delete_profile_field::v3::Response, Error> {
     let request = args.request;
+    let field = request.field.clone();
     hs.profiles
         .delete_field(&args.caller, &request.user_id, request.field)
         .await?;
+    announce(&hs, &request.user_id, &field).await?;
     Ok(delete_profile_field::v3::Response::new())
+}
+
+/// Rooms show the two oldest fields of their members.
+async fn announce(hs: &Homeserver, user: &UserId, field: &ProfileFieldName) -> Result<(), Error> {
+    match field {
+        ProfileFieldName::DisplayName | ProfileFieldName::AvatarUrl => hs.rooms.announce_profile(user).await,
+        _ => Ok(()),
+    }
 }

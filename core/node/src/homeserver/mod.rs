@@ -97,7 +97,13 @@ impl Homeserver {
         let media = Media::new(context.clone());
         let push = Push::new(context.clone());
         let timeline = Timeline::new(context.clone());
-        let rooms = Rooms::new(context.clone(), outbox.clone(), server_keys.clone(), profiles.clone());
+        let rooms = Rooms::new(
+            context.clone(),
+            outbox.clone(),
+            server_keys.clone(),
+            profiles.clone(),
+            push.clone(),
+        );
         let sync = Sync::new(context.clone(), account_data.clone());
         Self {
             services: Arc::new(Services {

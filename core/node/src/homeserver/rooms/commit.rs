@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use kith_engine::{
-    BuildError, CheckedPdu, Draft, EventStatus, Outcome, Pdu, PduError, Signer, build_event, membership_of, receive,
+    Applied, BuildError, CheckedPdu, Draft, EventStatus, Outcome, Pdu, PduError, Signer, build_event, membership_of,
+    receive,
 };
 use kith_identity::NodeKey;
 use kith_store::{StoreError, WriteTxn};
@@ -13,7 +14,7 @@ use ruma::{
     events::room::member::MembershipState, exports::http::StatusCode,
 };
 
-use super::{Rooms, keep};
+use super::Rooms;
 use crate::{
     Error,
     homeserver::{Context, keys::announce},
@@ -23,7 +24,7 @@ use crate::{
 pub(super) struct Commit<'a, 't> {
     /// The transaction.
     pub(super) txn: &'a WriteTxn<'t>,
-    ctx: &'a Context,
+    rooms: &'a Rooms,
     /// The time of everything in this commit.
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// Servers for which something was queued.
@@ -36,9 +37,9 @@ impl Rooms {
         &self,
         job: impl FnOnce(&mut Commit<'_, '_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let ctx = self.ctx.clone();
+        let rooms = self.clone();
         let write = self.ctx.store.write(move |txn| {
-            let mut commit = Commit::new(txn, &ctx);
+            let mut commit = Commit::new(txn, &rooms);
             let value = job(&mut commit)?;
             Ok::<_, Error>((value, commit.finish()?))
         });
@@ -49,19 +50,18 @@ impl Rooms {
 }
 
 impl<'a, 't> Commit<'a, 't> {
-    /// A commit over a transaction that somebody else began, who calls [`Commit::finish`] at its end.
-    pub(super) fn new(txn: &'a WriteTxn<'t>, ctx: &'a Context) -> Self {
+    fn new(txn: &'a WriteTxn<'t>, rooms: &'a Rooms) -> Self {
         Self {
             txn,
-            ctx,
-            now: ctx.world.now(),
+            rooms,
+            now: rooms.ctx.world.now(),
             wake: BTreeSet::new(),
         }
     }
 
     /// Queues what follows from the whole commit: servers that share a room with a local user only now are told of the
     /// user's devices, after the events that say so. Returns the servers to wake once the transaction is on disk.
-    pub(super) fn finish(mut self) -> Result<Vec<OwnedServerName>, Error> {
+    fn finish(mut self) -> Result<Vec<OwnedServerName>, Error> {
         self.wake.extend(announce::due_lists(self.txn)?);
         Ok(self.wake.into_iter().collect())
     }
@@ -74,12 +74,12 @@ impl<'a, 't> Commit<'a, 't> {
 
     /// What signs this node's events.
     pub(super) fn signer(&self) -> Signer<'a, NodeKey> {
-        signer(self.ctx)
+        signer(&self.rooms.ctx)
     }
 
-    /// What every service stands on.
-    pub(super) fn ctx(&self) -> &'a Context {
-        self.ctx
+    /// Keeps an event that is queued for nobody: [`Rooms::keep`].
+    pub(super) fn keep(&self, applied: &Applied) -> Result<(), Error> {
+        self.rooms.keep(self.txn, applied).map(drop)
     }
 
     /// Notes that this node has come to be in a room: what other servers told of it no longer counts where the room
@@ -114,9 +114,9 @@ impl<'a, 't> Commit<'a, 't> {
             return Err(Error::forbidden(reason));
         }
         servers.extend(self.concerned(&applied.pdu)?);
-        keep(self.txn, self.ctx, &applied)?;
+        self.keep(&applied)?;
         servers.extend(self.servers(checked.room_id())?);
-        servers.retain(|server| !self.ctx.is_self(server) && Some(&**server) != from);
+        servers.retain(|server| !self.rooms.ctx.is_self(server) && Some(&**server) != from);
         if !servers.is_empty() {
             let servers: Vec<OwnedServerName> = servers.into_iter().collect();
             self.txn.enqueue_pdu(&servers, applied.pdu.event_id())?;

@@ -23,7 +23,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{Rooms, commit::signer, keep, outside::stripped};
+use super::{Rooms, commit::signer, outside::stripped};
 use crate::{
     Error,
     federation::client,
@@ -95,7 +95,7 @@ impl Rooms {
         self.commit(move |commit| {
             let import = import_room(&**commit.txn, &verified.state, &verified.auth_chain, &join);
             for applied in import.map_err(|error| not_imported(&server, error))? {
-                keep(commit.txn, commit.ctx(), &applied)?;
+                commit.keep(&applied)?;
             }
             commit.entered(join.room_id())
         })

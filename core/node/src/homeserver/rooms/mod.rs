@@ -21,10 +21,9 @@ mod turns;
 mod upgrade;
 
 pub use directory::{PublicRooms, PublicRoomsQuery};
-pub(crate) use keep::keep;
 pub use resident::Handshake;
 
-use super::{Context, Outbox, Profiles, ServerKeys};
+use super::{Context, Outbox, Profiles, Push, ServerKeys};
 use turns::Turns;
 
 /// The rooms service. Cheap to clone.
@@ -34,18 +33,20 @@ pub struct Rooms {
     outbox: Outbox,
     server_keys: ServerKeys,
     profiles: Profiles,
+    push: Push,
     /// Whoever enters a room takes turns with others that enter the same one.
     entering: Turns,
 }
 
 impl Rooms {
     /// Makes the service.
-    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, profiles: Profiles) -> Self {
+    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, profiles: Profiles, push: Push) -> Self {
         Self {
             ctx,
             outbox,
             server_keys,
             profiles,
+            push,
             entering: Turns::default(),
         }
     }
