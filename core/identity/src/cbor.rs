@@ -42,12 +42,21 @@ pub fn from_slice<T: Serialize + DeserializeOwned>(bytes: &[u8], limit: usize) -
         });
     }
     let mut rest = bytes;
-    let value: T = ciborium::de::from_reader_with_recursion_limit(&mut rest, MAX_DEPTH)
-        .map_err(|error| CborError::Malformed(error.to_string()))?;
+    let value: T = ciborium::de::from_reader_with_recursion_limit(&mut rest, MAX_DEPTH).map_err(malformed)?;
     if !rest.is_empty() || to_vec(&value)? != bytes {
         return Err(CborError::NotDeterministic);
     }
     Ok(value)
+}
+
+fn malformed(error: ciborium::de::Error<std::io::Error>) -> CborError {
+    use ciborium::de::Error::{Io, RecursionLimitExceeded, Semantic, Syntax};
+    CborError::Malformed(match error {
+        Io(_) => "cut short".to_owned(),
+        Syntax(at) => format!("wrong at byte {at}"),
+        Semantic(_, what) => what,
+        RecursionLimitExceeded => "nested too deep".to_owned(),
+    })
 }
 
 fn write(value: &Value) -> Result<Vec<u8>, CborError> {
