@@ -110,13 +110,8 @@ impl UncheckedPdu {
         let mut revoked_key = false;
         let mut map = PublicKeyMap::new();
         for server in self.required_servers()? {
-            let mut set = PublicKeySet::new();
-            for key_id in self.key_ids(&server) {
-                if let Some(key) = keys(&server, key_id, self.pdu.origin_server_ts()) {
-                    revoked_key |= key.revoked;
-                    set.insert(key_id.to_owned(), Base64::new(key.public_key.to_vec()));
-                }
-            }
+            let (revoked, set) = self.known_keys(&server, &keys);
+            revoked_key |= revoked;
             map.insert(server.to_string(), set);
         }
         match verify_event(&map, &self.object, &rules)? {
@@ -139,6 +134,23 @@ impl UncheckedPdu {
                 })
             }
         }
+    }
+
+    /// The keys of a server that are known among those that signed, and whether they are revoked ones. Every one that
+    /// is named must verify, so revoked keys count only where there is no good one: anybody can add a signature.
+    fn known_keys(
+        &self,
+        server: &ServerName,
+        keys: impl Fn(&ServerName, &str, MilliSecondsSinceUnixEpoch) -> Option<VerifyKey>,
+    ) -> (bool, PublicKeySet) {
+        let known: Vec<(&str, VerifyKey)> = self
+            .key_ids(server)
+            .filter_map(|id| Some((id, keys(server, id, self.pdu.origin_server_ts())?)))
+            .collect();
+        let revoked = !known.is_empty() && known.iter().all(|(_, key)| key.revoked);
+        let usable = known.into_iter().filter(|(_, key)| key.revoked == revoked);
+        let set = usable.map(|(id, key)| (id.to_owned(), Base64::new(key.public_key.to_vec())));
+        (revoked, set.collect())
     }
 
     fn required_servers(&self) -> Result<BTreeSet<OwnedServerName>, PduError> {

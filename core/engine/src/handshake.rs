@@ -315,6 +315,16 @@ pub fn accept_invite<K: KeyPair>(
     if membership_of(checked.pdu()) != Some(MembershipState::Invite) {
         return Err(HandshakeError::WrongEvent("the event is not an invitation"));
     }
+    // Such an invitation needs no signature of its sender's server, only one by a server of third-party ids.
+    if checked
+        .pdu()
+        .content_as::<ThirdParty>()
+        .is_ok_and(|content| content.third_party_invite.is_some())
+    {
+        return Err(HandshakeError::WrongEvent(
+            "invitations through third-party ids are not taken",
+        ));
+    }
     let invited = checked
         .pdu()
         .state_key()
@@ -327,6 +337,11 @@ pub fn accept_invite<K: KeyPair>(
         pdu: Pdu::from_json(&object, version)?,
         ..checked
     })
+}
+
+#[derive(serde::Deserialize)]
+struct ThirdParty {
+    third_party_invite: Option<serde::de::IgnoredAny>,
 }
 
 /// The inviting side: takes the invited server's signature from its answer into our own event. Anything else in the

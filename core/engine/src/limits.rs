@@ -11,14 +11,16 @@ pub const MAX_EVENT_BYTES: usize = 65_535;
 /// Bytes of an event's JSON before it is parsed: twice the canonical limit, since escapes and spaces shrink.
 pub const MAX_RAW_EVENT_BYTES: usize = 2 * 65_536;
 
-/// Events that one event may name in `prev_events` (Room version 1, "Event format").
+/// Events that one event may name in `prev_events` (Room version 1, "Event format"). ruma's format check keeps it.
 pub const MAX_PREV_EVENTS: usize = 20;
 
-/// Events that one event may name in `auth_events` (Room version 1, "Event format").
+/// Events that one event may name in `auth_events` (Room version 1, "Event format"). ruma's format check keeps it.
 pub const MAX_AUTH_EVENTS: usize = 10;
 
 /// Forward extremities that an event of ours names. Fewer than allowed, so that the event stays small.
 pub const OWN_PREV_EVENTS: usize = 10;
+
+const _: () = assert!(OWN_PREV_EVENTS <= MAX_PREV_EVENTS);
 
 /// Largest `depth` that canonical JSON can hold; deeper events stay at it.
 pub const MAX_DEPTH: u64 = (1 << 53) - 1;

@@ -3,6 +3,7 @@
 use kith_engine::{
     CheckedPdu, CurrentState, EventStatus, Outcome, PduError, RoomError, UncheckedPdu, VerifyKey, check_pdu,
     json::parse_object,
+    limits::{MAX_AUTH_EVENTS, MAX_PREV_EVENTS},
     receive, required_keys,
     testing::{MemoryRooms, TestServer, any_key},
 };
@@ -127,12 +128,16 @@ fn malformed_and_oversized_events_are_dropped() {
         altered(&json, |event| event["state_key"] = json!("x".repeat(256))),
     );
     check(
-        "21 prev events",
-        altered(&json, |event| event["prev_events"] = vec!["$a"; 21].into()),
+        "too many prev events",
+        altered(&json, |event| {
+            event["prev_events"] = vec!["$a"; MAX_PREV_EVENTS + 1].into()
+        }),
     );
     check(
-        "11 auth events",
-        altered(&json, |event| event["auth_events"] = vec!["$a"; 11].into()),
+        "too many auth events",
+        altered(&json, |event| {
+            event["auth_events"] = vec!["$a"; MAX_AUTH_EVENTS + 1].into()
+        }),
     );
     check(
         "an event id that is none",
@@ -436,4 +441,26 @@ fn events_of_another_room_are_no_past() {
         panic!()
     };
     assert_eq!(missing.prev, [foreign]);
+}
+
+#[test]
+fn a_signature_that_anybody_could_add_changes_nothing() {
+    let (_, json) = message(RoomVersionId::V12);
+    let twice = altered(&json, |event| {
+        event["signatures"]["bob.example"]["ed25519:old"] = json!("AAAA");
+        event["signatures"]["eve.example"] = json!({"ed25519:test": "AAAA"});
+    });
+    let keys = |server: &ruma::ServerName, id: &str, ts| match id {
+        "ed25519:old" => Some(VerifyKey {
+            revoked: true,
+            ..TestServer::new("old.example").verify_key()
+        }),
+        id => any_key(server, id, ts),
+    };
+    let checked = check_pdu(&twice, &RoomVersionId::V12, keys).unwrap();
+    assert!(!checked.revoked_key());
+    assert_eq!(
+        checked.event_id(),
+        check_pdu(&json, &RoomVersionId::V12, any_key).unwrap().event_id()
+    );
 }

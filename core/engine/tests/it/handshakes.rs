@@ -439,6 +439,22 @@ fn an_invitation_is_signed_by_both_sides() {
         assert!(matches!(wrong, Err(HandshakeError::WrongEvent(_))));
         let wrong = accept_invite(&other, &scene.room, &version, bob.signer(), any_key);
         assert!(matches!(wrong, Err(HandshakeError::WrongEvent(_))));
+        // An invitation that nobody signed, because it claims to come through a third party.
+        let draft = scene.draft(
+            "alice",
+            "m.room.member",
+            Some(&user("bob")),
+            json!({
+                "membership": "invite",
+                "third_party_invite": {"signed": {"mxid": user("bob"), "token": "t", "signatures": {}}},
+            }),
+        );
+        let last = scene.last();
+        let claimed = scene.rooms.build_on(&alice, &scene.room, &[last], &draft, at(9_003));
+        let mut unsigned: serde_json::Value = serde_json::from_str(claimed.pdu().json()).unwrap();
+        unsigned["signatures"] = json!({});
+        let wrong = accept_invite(&unsigned.to_string(), &scene.room, &version, bob.signer(), any_key);
+        assert!(matches!(wrong, Err(HandshakeError::WrongEvent(_))), "{wrong:?}");
         // Bob comes, being invited.
         join(&mut scene, &version).unwrap();
     }
