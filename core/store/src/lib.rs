@@ -30,6 +30,7 @@ mod pool;
 mod profiles;
 mod pushers;
 mod reader;
+mod receipts;
 mod relations;
 mod rooms;
 mod search;
@@ -59,6 +60,7 @@ pub use notifications::{NewNotification, Notification, RoomCounts, UnreadCounts}
 pub use outbox::{BatchLimits, OutboxBatch};
 pub use outside::{NewOutsideMembership, OutsideMembership};
 pub use pool::{Store, StoreConfig};
+pub use receipts::Receipt;
 pub use relations::{RECURSION_DEPTH, RelationQuery, ThreadPlace, ThreadRow};
 pub use rooms::{CurrentStateChange, SavedEvent};
 pub use search::{SearchField, SearchHit, SearchOrder};

@@ -12,6 +12,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/05_e2ee.sql")),
     M::up(include_str!("../migrations/06_rooms_service.sql")),
     M::up(include_str!("../migrations/07_timeline.sql")),
+    M::up(include_str!("../migrations/08_receipts.sql")),
 ];
 
 /// All schema steps.

@@ -7,6 +7,7 @@ mod authentication;
 mod device;
 mod discovery;
 mod endpoint;
+mod ephemeral;
 mod error;
 mod guard;
 mod key_backup;
@@ -46,6 +47,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = key_backup::routes(router);
     let router = keys::routes(router);
     let router = to_device::routes(router);
+    let router = ephemeral::routes(router);
     let router = admin::routes(router);
     let router = profile::routes(router);
     let router = account_data::routes(router);

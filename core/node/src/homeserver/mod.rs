@@ -5,6 +5,7 @@ mod account_data;
 mod account_data_tests;
 pub mod accounts;
 mod context;
+pub mod ephemeral;
 pub mod key_backup;
 pub mod keys;
 pub mod media;
@@ -22,6 +23,7 @@ mod to_device;
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
 pub use context::Context;
+pub use ephemeral::Ephemeral;
 pub use key_backup::KeyBackups;
 pub use keys::Keys;
 pub use media::Media;
@@ -79,6 +81,8 @@ pub struct Services {
     pub rooms: Rooms,
     /// What clients are told.
     pub sync: Sync,
+    /// Typing and receipts.
+    pub ephemeral: Ephemeral,
 }
 
 impl Homeserver {
@@ -105,6 +109,7 @@ impl Homeserver {
             push.clone(),
         );
         let sync = Sync::new(context.clone(), account_data.clone());
+        let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
         Self {
             services: Arc::new(Services {
                 context,
@@ -122,6 +127,7 @@ impl Homeserver {
                 timeline,
                 rooms,
                 sync,
+                ephemeral,
             }),
         }
     }
@@ -135,6 +141,7 @@ impl Homeserver {
 
     /// Ends what [`Homeserver::start`] started; the store may be closed afterwards.
     pub async fn shutdown(&self) {
+        self.ephemeral.shutdown().await;
         self.keys.shutdown().await;
         self.outbox.shutdown().await;
     }

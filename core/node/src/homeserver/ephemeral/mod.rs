@@ -1,0 +1,143 @@
+//! What happens in rooms beside their events: who is typing, who has read how far. It is never part of a room's history.
+
+mod receipts;
+#[cfg(test)]
+mod tests;
+mod typing;
+
+pub use receipts::ReadMark;
+
+use std::{sync::Arc, time::Duration};
+
+use ruma::{
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId,
+    api::federation::transactions::edu::{Edu, TypingContent},
+    events::room::member::MembershipState,
+};
+use serde_json::value::to_raw_value;
+use tokio::time::Instant;
+
+use super::{Context, Outbox, Passing, tasks::Tasks};
+use crate::Error;
+use typing::{Heard, Typing};
+
+/// The longest that one word of a client counts.
+const MAX_TYPING: Duration = Duration::from_secs(120);
+
+/// How long another server's word counts; while typing goes on it repeats it.
+const REMOTE_TYPING: Duration = Duration::from_secs(60);
+
+/// The service of typing and receipts.
+#[derive(Clone)]
+pub struct Ephemeral {
+    ctx: Context,
+    outbox: Outbox,
+    typing: Arc<Typing>,
+    tasks: Tasks,
+}
+
+impl Ephemeral {
+    /// Makes the service; it numbers its changes by the counter of what passes in memory.
+    pub fn new(ctx: Context, outbox: Outbox, passing: Passing) -> Self {
+        Self {
+            ctx,
+            outbox,
+            typing: Arc::new(Typing::new(passing)),
+            tasks: Tasks::new(),
+        }
+    }
+
+    /// Who types in a room.
+    pub fn typing_in(&self, room: &RoomId) -> Vec<OwnedUserId> {
+        self.typing.in_room(room)
+    }
+
+    /// The rooms where the list of who types changed after a number of [`Passing`], with the lists: empty ones too.
+    pub fn typing_since(&self, after: u64) -> Vec<(OwnedRoomId, Vec<OwnedUserId>)> {
+        self.typing.since(after)
+    }
+
+    /// Notes that a local user types for a while, or has ended, and tells the room's other servers.
+    ///
+    /// Refuses with `M_FORBIDDEN` users who are not in the room.
+    pub async fn set_typing(&self, user: &UserId, room: &RoomId, lasting: Option<Duration>) -> Result<(), Error> {
+        if !self.is_joined(user, room).await? {
+            return Err(Error::forbidden("the user is not in the room"));
+        }
+        let heard = self.typing.note(
+            room,
+            user,
+            lasting.map(|lasting| lasting.min(MAX_TYPING)),
+            Instant::now(),
+        );
+        match heard {
+            Heard::Began => {
+                self.watch_end(user, room);
+                self.tell(user, room, true).await
+            }
+            Heard::GoesOn => self.tell(user, room, true).await,
+            Heard::Ended => self.tell(user, room, false).await,
+            Heard::Nothing => Ok(()),
+        }
+    }
+
+    /// `m.typing`: a user of another server types, or has ended. Users who are not in the room are passed over.
+    pub async fn handle_typing(&self, peer: &ServerName, content: TypingContent) -> Result<(), Error> {
+        let (user, room) = (&content.user_id, &content.room_id);
+        if user.server_name() != peer || !self.is_joined(user, room).await? {
+            return Ok(());
+        }
+        let heard = self
+            .typing
+            .note(room, user, content.typing.then_some(REMOTE_TYPING), Instant::now());
+        if heard == Heard::Began {
+            self.watch_end(user, room);
+        }
+        Ok(())
+    }
+
+    /// Ends all tasks.
+    pub async fn shutdown(&self) {
+        self.tasks.shutdown().await;
+    }
+
+    async fn is_joined(&self, user: &UserId, room: &RoomId) -> Result<bool, Error> {
+        let (user, room) = (user.to_owned(), room.to_owned());
+        let membership = self.ctx.store.read(move |txn| txn.membership(&room, &user)).await?;
+        Ok(membership == MembershipState::Join)
+    }
+
+    /// Ends a user's typing when its time is over.
+    fn watch_end(&self, user: &UserId, room: &RoomId) {
+        let (user, room) = (user.to_owned(), room.to_owned());
+        let service = Self {
+            tasks: self.tasks.for_task(),
+            ..self.clone()
+        };
+        self.tasks.spawn(async move {
+            while let Some(until) = service.typing.until(&room, &user) {
+                tokio::time::sleep_until(until).await;
+                if service.typing.expire(&room, &user, Instant::now()) == Heard::Ended {
+                    let told = match service.ctx.is_local(&user) {
+                        true => service.tell(&user, &room, false).await,
+                        false => Ok(()),
+                    };
+                    if let Err(error) = told {
+                        tracing::debug!(%error, "other servers were not told that typing ended");
+                    }
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn tell(&self, user: &UserId, room: &RoomId, typing: bool) -> Result<(), Error> {
+        let of = room.to_owned();
+        let servers: Vec<OwnedServerName> = self.ctx.store.read(move |txn| txn.joined_servers(&of)).await?;
+        let edu = Edu::Typing(TypingContent::new(room.to_owned(), user.to_owned(), typing));
+        let edu =
+            to_raw_value(&edu).map_err(|error| Error::Internal("an EDU did not serialise", Some(Box::new(error))))?;
+        self.outbox.tell(servers, &format!("m.typing {room} {user}"), &edu);
+        Ok(())
+    }
+}
