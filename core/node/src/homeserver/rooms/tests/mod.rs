@@ -2,6 +2,7 @@
 
 mod federated;
 mod local;
+mod refusals;
 
 use serde_json::{Value, json};
 
