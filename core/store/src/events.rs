@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashSet};
 use kith_engine::{EventStatus, Pdu, StateId, StoredPdu};
 use ruma::{EventId, OwnedEventId, RoomId};
 use rusqlite::{OptionalExtension, Row};
+use serde_json::value::RawValue;
 
 use crate::{
     ReadTxn, Seq, StoreError, WriteTxn,
@@ -125,6 +126,16 @@ impl ReadTxn<'_> {
             Some(by) => self.event_name(by).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// An event's JSON as other servers are sent it, unparsed.
+    pub fn event_json(&self, id: &EventId) -> Result<Option<Box<RawValue>>, StoreError> {
+        let json: Option<String> = self.lookup("SELECT json FROM events WHERE event_id = ?", [id.as_str()])?;
+        let parsed = json.map(RawValue::from_string).transpose();
+        parsed.map_err(|error| StoreError::Corrupt {
+            what: "event",
+            reason: format!("{id}: {error}"),
+        })
     }
 
     pub(crate) fn event_row(&self, id: &EventId) -> Result<Option<EventRow>, StoreError> {

@@ -31,6 +31,10 @@ pub(super) const EMPTY_STATE_KEY_PATHS: [&str; 4] = [
     "/_matrix/client/r0/rooms/{room_id}/state/{event_type}/",
 ];
 
+/// Bytes of a request body, where it is not clients that ask: stands in a request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyLimit(pub(crate) usize);
+
 /// What a handler gets.
 pub struct Args<R: Metadata>
 where
@@ -103,7 +107,9 @@ where
 {
     let (head, body) = request.into_parts();
     let caller = <R::Authentication as Authenticate>::authenticate(&homeserver, &head).await?;
-    let body = read_body(&homeserver, &head.method, body).await?;
+    let limit = head.extensions.get::<BodyLimit>().map(|limit| limit.0);
+    let limit = limit.unwrap_or(homeserver.context.config.max_body_bytes);
+    let body = read_body(limit, &head.method, body).await?;
     let arguments: Vec<&str> = path.iter().map(|(_, value)| value).collect();
     let request = parse::<R>(http::Request::from_parts(head, body.as_ref()), &arguments)?;
     let response = handler(homeserver, Args { request, caller }).await?;
@@ -120,9 +126,8 @@ pub(super) fn parse<R: IncomingRequest>(request: http::Request<&[u8]>, arguments
         .map_err(malformed)
 }
 
-/// Reads a JSON body up to the configured size. Clients may send no body at all where `{}` is meant.
-async fn read_body(homeserver: &Homeserver, method: &Method, body: Body) -> Result<Bytes, Error> {
-    let limit = homeserver.context.config.max_body_bytes;
+/// Reads a JSON body up to a size. Clients may send no body at all where `{}` is meant.
+async fn read_body(limit: usize, method: &Method, body: Body) -> Result<Bytes, Error> {
     let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| {
         Error::refused(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -27,6 +27,7 @@ mod timeline;
 mod to_device;
 
 pub use crate::homeserver::Session;
+pub(crate) use endpoint::BodyLimit;
 use endpoint::EMPTY_STATE_KEY_PATHS;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;

@@ -4,8 +4,10 @@ mod account_data;
 #[cfg(test)]
 mod account_data_tests;
 pub mod accounts;
+mod archive;
 mod context;
 pub mod ephemeral;
+mod incoming;
 pub mod key_backup;
 pub mod keys;
 pub mod media;
@@ -19,11 +21,14 @@ pub mod sync;
 mod tasks;
 pub mod timeline;
 mod to_device;
+mod turns;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
+pub use archive::Archive;
 pub use context::Context;
 pub use ephemeral::Ephemeral;
+pub use incoming::{Answer, Incoming};
 pub use key_backup::KeyBackups;
 pub use keys::Keys;
 pub use media::Media;
@@ -75,10 +80,14 @@ pub struct Services {
     pub media: Media,
     /// Push rules, notifications and pushers.
     pub push: Push,
+    /// What other servers may read.
+    pub archive: Archive,
     /// What is read of rooms.
     pub timeline: Timeline,
     /// Rooms, as their members change them.
     pub rooms: Rooms,
+    /// Events of other servers.
+    pub incoming: Incoming,
     /// What clients are told.
     pub sync: Sync,
     /// Typing and receipts.
@@ -100,6 +109,7 @@ impl Homeserver {
         let profiles = Profiles::new(context.clone());
         let media = Media::new(context.clone());
         let push = Push::new(context.clone());
+        let archive = Archive::new(context.clone());
         let timeline = Timeline::new(context.clone());
         let rooms = Rooms::new(
             context.clone(),
@@ -108,6 +118,8 @@ impl Homeserver {
             profiles.clone(),
             push.clone(),
         );
+        let incoming = Incoming::new(context.clone(), outbox.clone(), server_keys.clone(), rooms.clone());
+        timeline.set_history(Arc::new(incoming.clone()));
         let sync = Sync::new(context.clone(), account_data.clone());
         let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
         Self {
@@ -124,6 +136,8 @@ impl Homeserver {
                 profiles,
                 media,
                 push,
+                archive,
+                incoming,
                 timeline,
                 rooms,
                 sync,

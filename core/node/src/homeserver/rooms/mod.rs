@@ -17,14 +17,14 @@ mod send;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod upgrade;
 
 pub use directory::{PublicRooms, PublicRoomsQuery};
 pub use resident::Handshake;
 
-use super::{Context, Outbox, Profiles, Push, ServerKeys};
-use turns::Turns;
+use ruma::OwnedRoomId;
+
+use super::{Context, Outbox, Profiles, Push, ServerKeys, turns::Turns};
 
 /// The rooms service. Cheap to clone.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub struct Rooms {
     profiles: Profiles,
     push: Push,
     /// Whoever enters a room takes turns with others that enter the same one.
-    entering: Turns,
+    entering: Turns<OwnedRoomId>,
 }
 
 impl Rooms {

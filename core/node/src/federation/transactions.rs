@@ -1,0 +1,89 @@
+//! Transactions of other servers: events go to the incoming service, each EDU to the service that owns its kind. A
+//! transaction is answered once everything in it is kept.
+
+use axum::Router;
+use ruma::{
+    ServerName,
+    api::federation::transactions::{edu::Edu, send_transaction_message},
+    serde::Raw,
+};
+
+use super::Peer;
+use crate::{
+    Error, Homeserver,
+    client_api::{Args, endpoint},
+    homeserver::Answer,
+};
+
+/// Events in one transaction. Server-server API, "Transactions".
+const MAX_PDUS: usize = 50;
+/// EDUs in one transaction. Server-server API, "Transactions".
+const MAX_EDUS: usize = 100;
+
+pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
+    endpoint(router, send_transaction_message)
+}
+
+async fn send_transaction_message(
+    hs: Homeserver,
+    args: Args<send_transaction_message::v1::Request>,
+) -> Result<send_transaction_message::v1::Response, Error> {
+    let (Peer(peer), request) = (args.caller, args.request);
+    if request.origin != peer {
+        return Err(Error::forbidden("the transaction is another server's"));
+    }
+    if request.pdus.len() > MAX_PDUS || request.edus.len() > MAX_EDUS {
+        return Err(Error::invalid_param(format!(
+            "a transaction holds at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs"
+        )));
+    }
+    hs.outbox.handle_seen(&peer);
+    let transaction = match hs.incoming.begin(&peer, &request.transaction_id).await? {
+        Ok(transaction) => transaction,
+        Err(answered) => return Ok(respond(answered)),
+    };
+    let only_pdus = request.edus.is_empty();
+    let received = hs.incoming.handle_pdus(&transaction, request.pdus, only_pdus).await?;
+    for pdu in &received.outside {
+        must_be_kept(hs.rooms.handle_outside_member(&peer, pdu).await)?;
+    }
+    for edu in &request.edus {
+        must_be_kept(handle_edu(&hs, &peer, edu).await)?;
+    }
+    if !only_pdus {
+        hs.incoming.finish(&transaction, &received.answer).await?;
+    }
+    Ok(respond(received.answer))
+}
+
+async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Result<(), Error> {
+    let edu = edu.deserialize().map_err(|error| Error::bad_json(error.to_string()))?;
+    match edu {
+        Edu::DeviceListUpdate(content) => hs.keys.handle_device_list_update(peer, content).await,
+        Edu::SigningKeyUpdate(content) => hs.keys.handle_signing_key_update(peer, content).await,
+        Edu::DirectToDevice(content) => hs.to_device.handle_direct_to_device(peer, content).await,
+        other => {
+            tracing::debug!(%peer, ?other, "an EDU of a kind that is not known; ignored");
+            Ok(())
+        }
+    }
+}
+
+/// What this node refuses stays refused when it is sent again; what it failed at must be sent again.
+fn must_be_kept(outcome: Result<(), Error>) -> Result<(), Error> {
+    match outcome {
+        Err(error @ (Error::Store(_) | Error::Internal(..))) => Err(error),
+        Err(error) => {
+            tracing::info!(%error, "part of a transaction was refused");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn respond(Answer(answer): Answer) -> send_transaction_message::v1::Response {
+    let pdus = answer
+        .into_iter()
+        .map(|(id, refused)| (id, refused.map_or(Ok(()), Err)));
+    send_transaction_message::v1::Response::new(pdus.collect())
+}

@@ -1,0 +1,281 @@
+//! Fills the gap before an event whose past is not held: first with the events themselves, else with the state before it.
+//! How far to go is the engine's decision; what comes is judged like everything else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kith_engine::{
+    CheckedPdu, EventStatus, Fetch, Gap, Missing, Outcome, RoomError, RoomReader, limits::MAX_SINGLE_FETCHES,
+    oldest_first, receive, receive_outlier, receive_with_state,
+};
+use kith_store::{ReadTxn, WriteTxn};
+use ruma::{
+    EventId, OwnedEventId, RoomId, ServerName,
+    api::federation::event::{get_missing_events, get_room_state, get_room_state_ids},
+};
+
+use super::{
+    Incoming,
+    ask::{Asked, MANY_EVENTS},
+};
+use crate::{
+    Error,
+    homeserver::{Rooms, keys::announce},
+    network::Limits,
+};
+
+/// Outliers kept in one commit, so that the writer is never held up for long.
+const OUTLIERS_PER_COMMIT: usize = 500;
+
+/// What became of an event: kept, or why not. Rejected and soft-failed events are kept.
+pub(super) type Verdict = Result<(), String>;
+
+/// What an attempt to keep an event came to.
+pub(super) enum Attempt {
+    /// It is settled.
+    Done(Verdict),
+    /// These must be held first; and the room's forward extremities, between which and the event they lie.
+    Missing(Missing, Vec<OwnedEventId>),
+}
+
+/// Events before one that lacks its past, fetched but not yet connected with what is held.
+#[derive(Default)]
+struct Unconnected(BTreeMap<OwnedEventId, CheckedPdu>);
+
+impl Incoming {
+    /// Keeps an event whose past may have to be fetched, from the server that sent it or from other members. An error
+    /// says that nobody could be asked, or that the database failed: the event may be sent again.
+    pub(super) async fn receive_with_past(&self, event: CheckedPdu, from: &ServerName) -> Result<Verdict, Error> {
+        let _turn = self.filling.take(event.room_id()).await;
+        let asked = self.whom_to_ask(event.room_id(), event.version(), Some(from)).await?;
+        let mut gap = Gap::new(event.event_id().to_owned());
+        let mut before = Unconnected::default();
+        loop {
+            let (missing, extremities) = match self.attempt(event.clone()).await? {
+                Attempt::Done(verdict) => return Ok(verdict),
+                Attempt::Missing(missing, extremities) => (missing, extremities),
+            };
+            let new = match gap.poll_fetch(&missing, &extremities) {
+                Fetch::MissingEvents { earliest, limit, .. } => {
+                    self.fetch_past(&asked, &event, earliest, limit, &mut before).await?
+                }
+                Fetch::AuthEvents(ids) => self.fetch_outliers(&asked, ids).await?,
+                Fetch::AuthChain(id) => {
+                    let chain = self.fetch_auth_chain(&asked, &id).await?;
+                    self.keep_outliers(chain).await?
+                }
+                Fetch::State(id) => {
+                    let state = self.fetch_state(&asked, &id).await?;
+                    return self.receive_told(event, state).await;
+                }
+                Fetch::GiveUp => return Ok(Err("the events that it rests upon are not to be had".to_owned())),
+            };
+            gap.handle_fetched(new);
+        }
+    }
+
+    async fn attempt(&self, event: CheckedPdu) -> Result<Attempt, Error> {
+        self.commit(move |txn, rooms| {
+            let attempt = keep_live(txn, rooms, &event)?;
+            Ok(attempt)
+        })
+        .await
+    }
+
+    /// Fetches events before one, further and further back, and keeps them once they connect. Returns how many were new.
+    async fn fetch_past(
+        &self,
+        asked: &Asked,
+        event: &CheckedPdu,
+        earliest: Vec<OwnedEventId>,
+        limit: usize,
+        before: &mut Unconnected,
+    ) -> Result<usize, Error> {
+        let latest = self.frontier(before, event.event_id()).await?;
+        let request = || {
+            let mut request =
+                get_missing_events::v1::Request::new(asked.room.clone(), earliest.clone(), latest.clone());
+            request.limit = u32::try_from(limit).unwrap_or(u32::MAX).into();
+            request
+        };
+        let (server, mut answer) = self.ask(asked, Limits::default(), request).await?;
+        answer.events.truncate(limit);
+        let told = self.check(answer.events, &asked.room, &asked.version, &server).await?;
+        let new = before.add(told);
+        let lacking = self.connect(before).await?;
+        if !lacking.is_empty() && self.fetch_outliers(asked, lacking).await? > 0 {
+            self.connect(before).await?;
+        }
+        Ok(new)
+    }
+
+    /// Where the next step back starts: at the events whose own past is not at hand.
+    async fn frontier(&self, before: &Unconnected, event: &EventId) -> Result<Vec<OwnedEventId>, Error> {
+        let mut named: BTreeMap<OwnedEventId, Vec<OwnedEventId>> = BTreeMap::new();
+        for (id, unconnected) in &before.0 {
+            let absent = unconnected
+                .pdu()
+                .prev_events()
+                .iter()
+                .filter(|prev| !before.0.contains_key(*prev));
+            for prev in absent {
+                named.entry(prev.clone()).or_default().push(id.clone());
+            }
+        }
+        let lacking = self.not_held(named.keys().cloned().collect()).await?;
+        let frontier: BTreeSet<OwnedEventId> = lacking.iter().filter_map(|prev| named.remove(prev)).flatten().collect();
+        Ok(if frontier.is_empty() {
+            vec![event.to_owned()]
+        } else {
+            frontier.into_iter().collect()
+        })
+    }
+
+    /// Keeps those of the events whose past is held by now. Returns the events that others of them must be authorised by.
+    async fn connect(&self, before: &mut Unconnected) -> Result<Vec<OwnedEventId>, Error> {
+        // That an event in good standing builds upon them vouches for them, whatever became of their author's key.
+        let events = oldest_first(before.0.values().cloned().map(CheckedPdu::vouched_for).collect());
+        let (kept, lacking) = self
+            .commit(move |txn, rooms| {
+                let (mut kept, mut lacking) = (Vec::new(), Vec::new());
+                for event in &events {
+                    match keep_live(txn, rooms, event)? {
+                        Attempt::Done(_) => kept.push(event.event_id().to_owned()),
+                        Attempt::Missing(missing, _) => lacking.extend(missing.auth),
+                    }
+                }
+                Ok((kept, lacking))
+            })
+            .await?;
+        for id in &kept {
+            before.0.remove(id);
+        }
+        Ok(lacking)
+    }
+
+    /// Fetches and keeps events that others rest upon. Returns how many were new.
+    pub(super) async fn fetch_outliers(&self, asked: &Asked, ids: Vec<OwnedEventId>) -> Result<usize, Error> {
+        let events = self.fetch_events(asked, ids).await?;
+        self.keep_outliers(events).await
+    }
+
+    async fn keep_outliers(&self, events: Vec<CheckedPdu>) -> Result<usize, Error> {
+        let events = oldest_first(events.into_iter().map(CheckedPdu::vouched_for).collect());
+        let mut new = 0;
+        for chunk in events.chunks(OUTLIERS_PER_COMMIT) {
+            let chunk = chunk.to_vec();
+            new += self
+                .commit(move |txn, rooms| {
+                    let mut new = 0;
+                    for event in &chunk {
+                        // One that rests upon an event that is not held stays out: what needs it will show.
+                        if let Outcome::Applied(applied) = receive_outlier::<ReadTxn<'_>>(txn, event)? {
+                            rooms.keep(txn, &applied)?;
+                            new += 1;
+                        }
+                    }
+                    Ok(new)
+                })
+                .await?;
+        }
+        Ok(new)
+    }
+
+    /// The ids of the state before an event, as another server tells it; as outliers, its events are held afterwards, as
+    /// far as they could be had.
+    pub(super) async fn fetch_state(&self, asked: &Asked, event: &EventId) -> Result<Vec<OwnedEventId>, Error> {
+        let request = || get_room_state_ids::v1::Request::new(event.to_owned(), asked.room.clone());
+        let (server, answer) = self.ask(asked, MANY_EVENTS, request).await?;
+        let mut needed = answer.auth_chain_ids;
+        needed.extend(answer.pdu_ids.iter().cloned());
+        let lacking = self.not_held(needed).await?;
+        if lacking.len() <= MAX_SINGLE_FETCHES {
+            self.fetch_outliers(asked, lacking).await?;
+            return Ok(answer.pdu_ids);
+        }
+        let asked_first = asked.starting_with(&server);
+        let request = || get_room_state::v1::Request::new(event.to_owned(), asked.room.clone());
+        let (server, mut told) = self.ask(&asked_first, MANY_EVENTS, request).await?;
+        told.auth_chain.extend(told.pdus);
+        let events = self
+            .check(told.auth_chain, &asked.room, &asked.version, &server)
+            .await?;
+        self.keep_outliers(events).await?;
+        Ok(answer.pdu_ids)
+    }
+
+    /// Keeps an event by another server's word on the state before it.
+    async fn receive_told(&self, event: CheckedPdu, state: Vec<OwnedEventId>) -> Result<Verdict, Error> {
+        self.commit(move |txn, rooms| {
+            // What could not be had is left out, as the other server might have done.
+            let mut held = Vec::with_capacity(state.len());
+            for id in state {
+                if txn.has_event(&id)? {
+                    held.push(id);
+                }
+            }
+            match receive_with_state::<ReadTxn<'_>>(txn, &event, &held)? {
+                Outcome::Known => Ok(Ok(())),
+                Outcome::Applied(applied) => {
+                    rooms.keep(txn, &applied)?;
+                    Ok(verdict(applied.status, applied.reason))
+                }
+                Outcome::Missing(_) => Ok(Err("the events that authorise it are not to be had".to_owned())),
+            }
+        })
+        .await
+    }
+
+    /// Runs a job on the writer, with what follows from every commit that may change who is in a room.
+    pub(super) async fn commit<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&WriteTxn<'_>, &Rooms) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let rooms = self.rooms.clone();
+        let write = self.ctx.store.write(move |txn| {
+            let value = job(txn, &rooms)?;
+            Ok::<_, Error>((value, announce::due_lists(txn)?))
+        });
+        let (value, wake) = write.await?;
+        self.outbox.wake(wake);
+        Ok(value)
+    }
+}
+
+impl Unconnected {
+    /// Adds events; returns how many of them are new.
+    fn add(&mut self, events: Vec<CheckedPdu>) -> usize {
+        let before = self.0.len();
+        self.0
+            .extend(events.into_iter().map(|event| (event.event_id().to_owned(), event)));
+        self.0.len() - before
+    }
+}
+
+/// Judges an event that has just arrived, and keeps it if that is possible.
+pub(super) fn keep_live(txn: &WriteTxn<'_>, rooms: &Rooms, event: &CheckedPdu) -> Result<Attempt, Error> {
+    match receive::<ReadTxn<'_>>(txn, event) {
+        Ok(Outcome::Known) => Ok(Attempt::Done(Ok(()))),
+        Ok(Outcome::Applied(applied)) => {
+            rooms.keep(txn, &applied)?;
+            Ok(Attempt::Done(verdict(applied.status, applied.reason)))
+        }
+        Ok(Outcome::Missing(missing)) => {
+            let room: &RoomId = event.room_id();
+            Ok(Attempt::Missing(missing, txn.forward_extremities(room)?))
+        }
+        Err(error @ RoomError::Read(_)) => Err(error.into()),
+        // Trying again would change nothing, and must not hold up what else its server sends.
+        Err(error) => {
+            tracing::warn!(event = %event.event_id(), room = %event.room_id(), %error, "an event cannot be judged");
+            Ok(Attempt::Done(Err(error.to_string())))
+        }
+    }
+}
+
+/// What the sender is told: only a rejection is its business. Soft failure is between us and our clients.
+fn verdict(status: EventStatus, reason: Option<String>) -> Verdict {
+    match status {
+        EventStatus::Rejected => Err(reason.unwrap_or_else(|| "the room does not allow it".to_owned())),
+        EventStatus::Accepted | EventStatus::SoftFailed => Ok(()),
+    }
+}

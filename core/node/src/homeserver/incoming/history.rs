@@ -1,0 +1,166 @@
+//! Fetches a room's past from other members when somebody reads back to where this node's knowledge begins. It keeps what
+//! comes as history: nothing of it touches the present.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use kith_engine::{
+    CheckedPdu, Outcome, RoomError, RoomReader,
+    limits::{MAX_EVENTS_PER_PULL, MISSING_EVENTS_PER_REQUEST},
+    oldest_first, receive_history,
+};
+use kith_store::ReadTxn;
+use ruma::{OwnedEventId, RoomId, RoomVersionId, api::federation::backfill::get_backfill};
+
+use super::{
+    Incoming,
+    ask::{Asked, MANY_EVENTS},
+};
+use crate::{Error, homeserver::timeline::History};
+
+/// Places at which history is asked for in one request.
+const MAX_STARTS: usize = 20;
+/// Events of one chunk for which the state before them is asked for: it has so many loose ends at the most.
+const MAX_STATES: usize = 5;
+
+#[async_trait]
+impl History for Incoming {
+    async fn fetch(&self, room: &RoomId, wanted: usize) -> Result<bool, Error> {
+        let _turn = self.filling.take(room).await;
+        let Some((version, starts)) = self.starts(room).await? else {
+            return Ok(false);
+        };
+        let asked = self.whom_to_ask(room, &version, None).await?;
+        let limit = wanted.clamp(MISSING_EVENTS_PER_REQUEST, MAX_EVENTS_PER_PULL);
+        for server in asked.each() {
+            match self.fetch_chunk(&server, starts.clone(), limit).await {
+                Ok(chunk) if !chunk.is_empty() => return self.keep_history(&asked, chunk).await,
+                Ok(_) => {}
+                Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
+                Err(error) => tracing::debug!(%room, %error, "no history from a server"),
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Incoming {
+    /// The events with which history goes on: named by events that are held, but not held themselves.
+    async fn starts(&self, room: &RoomId) -> Result<Option<(RoomVersionId, Vec<OwnedEventId>)>, Error> {
+        let room = room.to_owned();
+        let read = self.ctx.store.read(move |txn| {
+            let mut starts: Vec<OwnedEventId> = txn
+                .backward_extremities(&room)?
+                .into_iter()
+                .map(|(missing, _)| missing)
+                .collect();
+            starts.truncate(MAX_STARTS);
+            let version = txn.room_version(&room)?.filter(|_| !starts.is_empty());
+            Ok::<_, Error>(version.map(|version| (version, starts)))
+        });
+        read.await
+    }
+
+    /// What one server tells of a room's past, as far as it is new.
+    async fn fetch_chunk(
+        &self,
+        asked: &Asked,
+        starts: Vec<OwnedEventId>,
+        limit: usize,
+    ) -> Result<Vec<CheckedPdu>, Error> {
+        let count = u32::try_from(limit).unwrap_or(u32::MAX);
+        let request = || get_backfill::v1::Request::new(asked.room.clone(), starts.clone(), count.into());
+        let (server, mut answer) = self.ask(asked, MANY_EVENTS, request).await?;
+        answer.pdus.truncate(limit);
+        let told = self.check(answer.pdus, &asked.room, &asked.version, &server).await?;
+        let ids: Vec<OwnedEventId> = told.iter().map(|event| event.event_id().to_owned()).collect();
+        let read = self.ctx.store.read(move |txn| {
+            let mut held = BTreeSet::new();
+            for id in ids {
+                if txn.event(&id)?.is_some_and(|event| !event.outlier) {
+                    held.insert(id);
+                }
+            }
+            Ok::<_, Error>(held)
+        });
+        let held = read.await?;
+        // They are named by events that are held, so that a key revoked since does not matter.
+        let new = told.into_iter().filter(|event| !held.contains(event.event_id()));
+        Ok(oldest_first(new.map(CheckedPdu::vouched_for).collect()))
+    }
+
+    /// Keeps a chunk, oldest event first. Returns whether any of it was kept.
+    async fn keep_history(&self, asked: &Asked, chunk: Vec<CheckedPdu>) -> Result<bool, Error> {
+        let within: BTreeSet<OwnedEventId> = chunk.iter().map(|event| event.event_id().to_owned()).collect();
+        let auth = chunk.iter().flat_map(|event| event.pdu().auth_events());
+        let auth: BTreeSet<OwnedEventId> = auth.filter(|id| !within.contains(*id)).cloned().collect();
+        let lacking = self.not_held(auth.into_iter().collect()).await?;
+        if !lacking.is_empty() {
+            self.fetch_outliers(asked, lacking).await?;
+        }
+        let states = self.states_before(asked, &chunk, &within).await?;
+        let room = asked.room.clone();
+        self.commit(move |txn, _| {
+            let mut any = false;
+            let places = txn.reserve_history(&room, chunk.len())?;
+            for (event, place) in chunk.iter().zip(places) {
+                let told = states.get(event.event_id()).map(Vec::as_slice);
+                match receive_history::<ReadTxn<'_>>(txn, event, told) {
+                    Ok(Outcome::Applied(applied)) => {
+                        txn.save_history(&applied, place)?;
+                        any = true;
+                    }
+                    Ok(Outcome::Known) => {}
+                    Ok(Outcome::Missing(_)) => {
+                        tracing::info!(%room, event = %event.event_id(), "history that cannot be judged; ignored");
+                    }
+                    Err(error @ RoomError::Read(_)) => return Err(error.into()),
+                    Err(error) => {
+                        tracing::warn!(%room, event = %event.event_id(), %error, "history that cannot be judged")
+                    }
+                }
+            }
+            Ok(any)
+        })
+        .await
+    }
+
+    /// The states before the events with which a chunk begins; without them, nobody could tell who may read it.
+    async fn states_before(
+        &self,
+        asked: &Asked,
+        chunk: &[CheckedPdu],
+        within: &BTreeSet<OwnedEventId>,
+    ) -> Result<BTreeMap<OwnedEventId, Vec<OwnedEventId>>, Error> {
+        let prevs = chunk.iter().flat_map(|event| event.pdu().prev_events());
+        let outside: Vec<OwnedEventId> = prevs.filter(|id| !within.contains(*id)).cloned().collect();
+        let read = self.ctx.store.read(move |txn| {
+            let mut loose = BTreeSet::new();
+            for id in outside {
+                if txn.state_after(&id)?.is_none() {
+                    loose.insert(id);
+                }
+            }
+            Ok::<_, Error>(loose)
+        });
+        let loose = read.await?;
+        let beginnings = chunk
+            .iter()
+            .filter(|event| event.pdu().prev_events().iter().any(|prev| loose.contains(prev)));
+        let mut states = BTreeMap::new();
+        for event in beginnings.take(MAX_STATES) {
+            match self.fetch_state(asked, event.event_id()).await {
+                Ok(ids) => {
+                    let lacking: BTreeSet<OwnedEventId> = self.not_held(ids.clone()).await?.into_iter().collect();
+                    let held = ids.into_iter().filter(|id| !lacking.contains(id)).collect();
+                    states.insert(event.event_id().to_owned(), held);
+                }
+                Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, event = %event.event_id(), "the state before history is not told")
+                }
+            }
+        }
+        Ok(states)
+    }
+}

@@ -1,0 +1,41 @@
+//! Events of other servers: verified, fitted into their rooms' history, and kept. What they lack before they can be judged
+//! is fetched, within limits. What is allowed is the engine's business, and EDUs are not handled here.
+
+mod ask;
+mod gap;
+mod history;
+mod transaction;
+mod verify;
+
+pub use transaction::Answer;
+
+use ruma::{OwnedRoomId, OwnedServerName};
+
+use super::{Context, Outbox, Rooms, ServerKeys, turns::Turns};
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Incoming {
+    ctx: Context,
+    outbox: Outbox,
+    server_keys: ServerKeys,
+    rooms: Rooms,
+    /// A server's transactions are taken one after another: a repetition waits for what it repeats.
+    transactions: Turns<OwnedServerName>,
+    /// A room's gaps are filled one after another, since what fills one often fills the next.
+    filling: Turns<OwnedRoomId>,
+}
+
+impl Incoming {
+    /// Makes the service.
+    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, rooms: Rooms) -> Self {
+        Self {
+            ctx,
+            outbox,
+            server_keys,
+            rooms,
+            transactions: Turns::default(),
+            filling: Turns::default(),
+        }
+    }
+}
