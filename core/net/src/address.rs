@@ -54,7 +54,7 @@ pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
 }
 
 /// The IP address at the front, if that is what stands there.
-fn ip(address: &Multiaddr) -> Option<IpAddr> {
+pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
         Protocol::Ip6(ip) => Some(ip.into()),

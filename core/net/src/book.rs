@@ -32,15 +32,15 @@ pub(crate) struct AddressBook {
 }
 
 impl AddressBook {
-    /// Adds addresses. They come before those that were known; what cannot be dialled is left out.
-    pub(crate) fn add(&mut self, server: &ServerName, peer_id: PeerId, addresses: &[Multiaddr]) {
+    /// Adds addresses; says whether any is new. They come before those that were known; what cannot be dialled is left out.
+    pub(crate) fn add(&mut self, server: &ServerName, peer_id: PeerId, addresses: &[Multiaddr]) -> bool {
         let addresses: Vec<_> = addresses
             .iter()
             .filter(|address| is_dialable(address))
             .cloned()
             .collect();
         if addresses.is_empty() {
-            return;
+            return false;
         }
         let entry = self.entry(server);
         let known = entry.peers.iter().position(|known| known.peer_id == peer_id);
@@ -51,11 +51,13 @@ impl AddressBook {
                 addresses: Vec::new(),
             },
         };
+        let news = addresses.iter().any(|address| !peer.addresses.contains(address));
         peer.addresses.retain(|address| !addresses.contains(address));
         peer.addresses.splice(0..0, addresses);
         peer.addresses.truncate(MAX_ADDRESSES);
         entry.peers.insert(0, peer);
         entry.peers.truncate(MAX_PEERS);
+        news
     }
 
     /// What is known about a server.

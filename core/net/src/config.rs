@@ -47,6 +47,8 @@ pub struct ConnectionLimits {
     pub requests_per_peer: usize,
     /// Requests in flight from a peer without a valid hello. They are all refused.
     pub requests_per_stranger: usize,
+    /// Connections of strangers from one host at once. A stranger is known, or gone, within [`Timing::hello`].
+    pub strangers_per_host: usize,
     /// Requests that wait for their turn or for a connection, per server; more are refused at once.
     pub waiting_per_peer: usize,
     /// Bytes of a request that comes in.
@@ -75,6 +77,7 @@ impl ConnectionLimits {
             memory: 2 << 30,
             requests_per_peer: 32,
             requests_per_stranger: 4,
+            strangers_per_host: 16,
             waiting_per_peer: 1024,
             request_body: 16 << 20,
             lan_peers: 64,

@@ -20,7 +20,7 @@ use crate::{Directory, DirectoryError};
 const MAX_MESSAGE: usize = KeyDocument::MAX_BYTES + 64;
 
 /// What goes over the stream.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Message {
     /// An encoded [`Hello`].
@@ -182,4 +182,142 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Message, HelloF
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     Ok(cbor::from_slice(&body, MAX_MESSAGE)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use async_trait::async_trait;
+    use kith_identity::IdentityKey;
+    use proptest::prelude::*;
+    use rand::rngs::OsRng;
+    use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UInt};
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use crate::PeerAddresses;
+
+    /// Holds its own document and the last one that it was given.
+    struct TwoDocuments(KeyDocument, std::sync::Mutex<Option<KeyDocument>>);
+
+    #[async_trait]
+    impl Directory for TwoDocuments {
+        fn now(&self) -> MilliSecondsSinceUnixEpoch {
+            MilliSecondsSinceUnixEpoch(UInt::new_saturating(1_790_000_000_000))
+        }
+
+        async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
+            Ok(self.0.clone())
+        }
+
+        async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
+            let held = self.1.lock().unwrap().clone();
+            Ok(held.filter(|document| document.server_name() == server))
+        }
+
+        async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
+            *self.1.lock().unwrap() = Some(document);
+            Ok(())
+        }
+
+        async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
+            Ok(Vec::new())
+        }
+
+        async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
+            Ok(())
+        }
+
+        async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn side() -> (OwnSide, OwnedServerName) {
+        let identity = IdentityKey::generate(&mut OsRng);
+        let node_key = Arc::new(NodeKey::generate(&mut OsRng));
+        let now = MilliSecondsSinceUnixEpoch(UInt::new_saturating(1_790_000_000_000));
+        let document = KeyDocument::new(&identity, &node_key.public(), now, now).unwrap();
+        let name = document.server_name();
+        let side = OwnSide {
+            peer_id: PeerId::random(),
+            node_key,
+            directory: Arc::new(TwoDocuments(document, std::sync::Mutex::default())),
+        };
+        (side, name)
+    }
+
+    #[tokio::test]
+    async fn two_sides_believe_each_other_with_and_without_documents_at_hand() {
+        let ((alice, alice_name), (bob, bob_name)) = (side(), side());
+        // The first time, each lacks the other's document; the second time it is kept.
+        for _ in 0..2 {
+            let (here, there) = tokio::io::duplex(MAX_MESSAGE);
+            let (bob_seen, alice_seen) = tokio::join!(
+                alice.exchange(here.compat(), bob.peer_id),
+                bob.exchange(there.compat(), alice.peer_id),
+            );
+            assert_eq!(bob_seen.unwrap().server_name, bob_name);
+            assert_eq!(alice_seen.unwrap().server_name, alice_name);
+        }
+    }
+
+    fn messages() -> impl Strategy<Value = Message> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..KeyDocument::MAX_BYTES).prop_map(ByteBuf::from);
+        prop_oneof![
+            bytes().prop_map(Message::Hello),
+            bytes().prop_map(Message::Document),
+            Just(Message::Want),
+            Just(Message::Accepted),
+        ]
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(future)
+    }
+
+    /// Runs our side against bytes that end, as a peer's that hangs up.
+    fn hear(bytes: &[u8]) -> Result<Verified, HelloFault> {
+        block_on(async {
+            let (side, _) = side();
+            let (here, mut there) = tokio::io::duplex(1 << 20);
+            tokio::io::AsyncWriteExt::write_all(&mut there, bytes).await.unwrap();
+            tokio::io::AsyncWriteExt::shutdown(&mut there).await.unwrap();
+            side.exchange(here.compat(), PeerId::random()).await
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_the_wire(message in messages()) {
+            let read = block_on(async {
+                let (here, there) = tokio::io::duplex(1 << 16);
+                send(&mut here.compat(), &message).await.unwrap();
+                receive(&mut there.compat()).await.unwrap()
+            });
+            prop_assert_eq!(message, read);
+        }
+
+        #[test]
+        fn no_bytes_are_believed_or_make_trouble(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
+            prop_assert!(hear(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_messages_are_believed_or_make_trouble(said in proptest::collection::vec(messages(), 0..6)) {
+            let bytes = block_on(async {
+                let (here, mut there) = tokio::io::duplex(1 << 20);
+                let mut here = here.compat();
+                for message in &said {
+                    send(&mut here, message).await.unwrap();
+                }
+                drop(here);
+                let mut bytes = Vec::new();
+                tokio::io::AsyncReadExt::read_to_end(&mut there, &mut bytes).await.unwrap();
+                bytes
+            });
+            prop_assert!(hear(&bytes).is_err());
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod directory;
 mod error;
+mod gate;
 mod hello;
 mod net;
 mod owner;

@@ -20,7 +20,7 @@ use crate::{
     client::ExchangeError,
     hello::OwnSide,
     owner::{Channels, Command, Listening, Owner},
-    peers::{Peer, Peers, lock},
+    peers::{NotConnected, Peer, Peers, lock},
     session::{REPORT_QUEUE, Shared},
     swarm,
 };
@@ -40,7 +40,8 @@ enum OwnDocumentError {
     OtherNode,
 }
 
-/// The network of a running node. Dropping the last handle stops it at once; [`Net::shutdown`] stops it in good order.
+/// The network of a running node. Dropping the last handle stops it in the background; [`Net::shutdown`] says when it
+/// has stopped.
 #[derive(Clone)]
 pub struct Net(Arc<Inner>);
 
@@ -166,8 +167,12 @@ impl Net {
         let command = Command::Connect(server.to_owned(), reply);
         self.0.commands.send(command).await.map_err(|_| gone())?;
         match connected.await {
-            Ok(Some(peer)) => Ok(peer),
-            Ok(None) => Err(RequestError::Unreachable(server.to_owned())),
+            Ok(Ok(peer)) => Ok(peer),
+            Ok(Err(NotConnected::Unreachable)) => Err(RequestError::Unreachable(server.to_owned())),
+            Ok(Err(NotConnected::Busy)) => Err(RequestError::Broken {
+                server: server.to_owned(),
+                reason: Break::Busy,
+            }),
             Err(_) => Err(gone()),
         }
     }

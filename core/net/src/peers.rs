@@ -67,6 +67,15 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 pub(crate) struct Busy;
 
+/// Why there is no connection to a server.
+#[derive(Debug)]
+pub(crate) enum NotConnected {
+    /// No address is known, or none leads to it.
+    Unreachable,
+    /// Too many requests wait for one already.
+    Busy,
+}
+
 impl Peer {
     fn new(server_name: OwnedServerName, limits: &ConnectionLimits) -> Self {
         Self {

@@ -172,6 +172,11 @@ impl Session {
         }
     }
 
+    /// When HTTP last came from the peer.
+    pub(crate) fn heard(&self) -> Instant {
+        *self.heard.borrow()
+    }
+
     /// Something came from the peer.
     pub(crate) fn note_heard(&self) {
         self.heard.send_replace(Instant::now());

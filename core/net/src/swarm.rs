@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{BoxError, NetConfig, StartError, Timing, address, streams};
+use crate::{BoxError, NetConfig, StartError, Timing, address, gate, streams};
 
 /// What identify tells everyone we connect to, the same for every node.
 pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
@@ -56,6 +56,7 @@ type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 /// The protocols of a node. Limits come first: what they refuse, the others never see.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
+    pub(crate) gate: gate::Behaviour,
     limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
     relay: relay::client::Behaviour,
@@ -82,6 +83,7 @@ pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behav
         .transpose()
         .map_err(setup)?;
     let behaviour = Behaviour {
+        gate: gate::Behaviour::new(config.limits.strangers_per_host),
         limits: limits(&config.limits),
         memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory),
         relay,

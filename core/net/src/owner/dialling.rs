@@ -18,12 +18,12 @@ use rand::Rng;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::oneshot;
 
-use super::{Later, Owner};
+use super::{Connected, Later, Owner};
 use crate::{
     PeerAddresses,
     address::{is_dialable, split_peer_id},
     book::AddressBook,
-    peers::Peer,
+    peers::{NotConnected, Peer},
 };
 
 /// Peers on the local network that are remembered, as a multiple of those that are dialled.
@@ -46,11 +46,18 @@ const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The search for one server.
 #[derive(Default)]
 struct Attempt {
-    waiting: Vec<oneshot::Sender<Option<Arc<Peer>>>>,
+    waiting: Vec<oneshot::Sender<Connected>>,
     /// Dials, and connections whose hello is not heard yet, that may turn out to be the server.
     open: HashSet<ConnectionId>,
     /// The directory is being asked.
     looking_up: bool,
+}
+
+/// A peer that is being dialled.
+struct Dial {
+    target: PeerAddresses,
+    /// Another peer answered there before. One that has a new PeerId for every dial is not followed further.
+    corrected: bool,
 }
 
 /// What is being dialled and why.
@@ -58,7 +65,7 @@ struct Attempt {
 pub(super) struct Dialling {
     pub(super) book: AddressBook,
     attempts: HashMap<OwnedServerName, Attempt>,
-    dials: HashMap<ConnectionId, PeerAddresses>,
+    dials: HashMap<ConnectionId, Dial>,
     lan: HashMap<PeerId, Vec<Multiaddr>>,
     /// How often each lost contact was dialled again.
     redials: HashMap<OwnedServerName, u32>,
@@ -86,15 +93,20 @@ impl Dialling {
 
 impl Owner {
     /// Connects to a server. Callers that come while an attempt runs wait for that one.
-    pub(super) fn connect(&mut self, server: OwnedServerName, reply: Option<oneshot::Sender<Option<Arc<Peer>>>>) {
+    pub(super) fn connect(&mut self, server: OwnedServerName, reply: Option<oneshot::Sender<Connected>>) {
         if let Some(peer) = self.peers.get(&server) {
             if let Some(reply) = reply {
-                let _ = reply.send(Some(peer));
+                let _ = reply.send(Ok(peer));
             }
             return;
         }
         if let Some(attempt) = self.dialling.attempts.get_mut(&server) {
-            attempt.waiting.extend(reply);
+            match reply {
+                Some(reply) if attempt.waiting.len() >= self.shared.limits.waiting_per_peer => {
+                    let _ = reply.send(Err(NotConnected::Busy));
+                }
+                reply => attempt.waiting.extend(reply),
+            }
             return;
         }
         let attempt = Attempt {
@@ -165,36 +177,47 @@ impl Owner {
     /// Dials a peer at addresses, unless that is being done or it is connected. Gives what to wait for: the dial, or the
     /// connection whose hello is still to come.
     pub(super) fn dial(&mut self, peer_id: PeerId, mut addresses: Vec<Multiaddr>) -> Option<ConnectionId> {
-        if peer_id == *self.swarm.local_peer_id() {
-            return None;
-        }
-        let mut sessions = self.sessions.values().map(|entry| &entry.session);
-        if let Some(stranger) = sessions.find(|session| session.peer_id == peer_id && session.verified().is_none()) {
-            return Some(stranger.id);
-        }
         addresses.retain(is_dialable);
-        let mut dials = self.dialling.dials.iter();
-        let same = dials.find(|(_, dial)| {
-            dial.peer_id == peer_id && addresses.iter().all(|address| dial.addresses.contains(address))
-        });
-        if let Some((id, _)) = same {
-            return Some(*id);
+        let mut sessions = self.sessions.values().map(|entry| &entry.session);
+        // A peer that is known is known to be another server, or it would not be looked for.
+        match sessions.find(|session| session.peer_id == peer_id && session.is_usable()) {
+            Some(session) if session.verified().is_some() => return None,
+            Some(stranger) => return Some(stranger.id),
+            None => {}
         }
-        if addresses.is_empty() {
+        let mut dials = self.dialling.dials.iter();
+        let same = dials.find(|(_, Dial { target, .. })| {
+            target.peer_id == peer_id && addresses.iter().all(|address| target.addresses.contains(address))
+        });
+        match same {
+            Some((id, _)) => Some(*id),
+            None => self.dial_anew(PeerAddresses { peer_id, addresses }, false),
+        }
+    }
+
+    /// Dials a peer that is connected already, for a better connection.
+    pub(super) fn dial_beside(&mut self, peer_id: PeerId, addresses: Vec<Multiaddr>) {
+        if !self.dialling.dials.values().any(|dial| dial.target.peer_id == peer_id) {
+            self.dial_anew(PeerAddresses { peer_id, addresses }, false);
+        }
+    }
+
+    fn dial_anew(&mut self, target: PeerAddresses, corrected: bool) -> Option<ConnectionId> {
+        if target.peer_id == *self.swarm.local_peer_id() || target.addresses.is_empty() {
             return None;
         }
-        let options = DialOpts::peer_id(peer_id)
+        let options = DialOpts::peer_id(target.peer_id)
             .condition(PeerCondition::Always)
-            .addresses(addresses.clone())
+            .addresses(target.addresses.clone())
             .build();
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dialling.dials.insert(id, PeerAddresses { peer_id, addresses });
+                self.dialling.dials.insert(id, Dial { target, corrected });
                 Some(id)
             }
             Err(error) => {
-                tracing::debug!(%peer_id, %error, "not dialled");
+                tracing::debug!(peer_id = %target.peer_id, %error, "not dialled");
                 None
             }
         }
@@ -203,16 +226,15 @@ impl Owner {
     /// A dial failed. A peer that renewed its PeerId is dialled under the new one: the address was right.
     pub(super) fn handle_dial_error(&mut self, id: ConnectionId, error: DialError) {
         tracing::debug!(%error, "a dial failed");
-        self.dialling.dials.remove(&id);
-        if let DialError::WrongPeerId { obtained, address } = error {
-            let address = split_peer_id(address).0;
-            if let Some(again) = self.dial(obtained, vec![address]) {
-                for attempt in self
-                    .dialling
-                    .attempts
-                    .values_mut()
-                    .filter(|attempt| attempt.open.contains(&id))
-                {
+        let failed = self.dialling.dials.remove(&id);
+        if let (Some(Dial { corrected: false, .. }), DialError::WrongPeerId { obtained, address }) = (failed, error) {
+            let target = PeerAddresses {
+                peer_id: obtained,
+                addresses: vec![split_peer_id(address).0],
+            };
+            if let Some(again) = self.dial_anew(target, true) {
+                let attempts = self.dialling.attempts.values_mut();
+                for attempt in attempts.filter(|attempt| attempt.open.contains(&id)) {
                     attempt.open.insert(again);
                 }
             }
@@ -238,7 +260,7 @@ impl Owner {
         self.dialling.redials.remove(server);
         if let Some(attempt) = self.dialling.attempts.remove(server) {
             for waiting in attempt.waiting {
-                let _ = waiting.send(Some(peer.clone()));
+                let _ = waiting.send(Ok(peer.clone()));
             }
         }
         self.dial_ended(id);
@@ -253,7 +275,7 @@ impl Owner {
         }
         if let Some(attempt) = self.dialling.attempts.remove(server) {
             for waiting in attempt.waiting {
-                let _ = waiting.send(None);
+                let _ = waiting.send(Err(NotConnected::Unreachable));
             }
         }
         if self.dialling.redials.contains_key(server) {
@@ -277,6 +299,7 @@ impl Owner {
 
     /// Connects to contacts, as far as half of the connections go.
     pub(super) fn connect_to_contacts(&mut self, contacts: Vec<OwnedServerName>) {
+        self.contacts = contacts.iter().cloned().collect();
         let most = self.shared.limits.connections as usize / 2;
         for server in contacts.into_iter().take(most) {
             self.dialling.redials.remove(&server);
@@ -341,7 +364,7 @@ impl Owner {
             return;
         };
         let connected: HashSet<_> = self.sessions.values().map(|entry| entry.session.peer_id).collect();
-        let dialling = self.dialling.dials.values().map(|dial| dial.peer_id);
+        let dialling = self.dialling.dials.values().map(|dial| dial.target.peer_id);
         let busy = connected
             .iter()
             .copied()

@@ -4,7 +4,11 @@
 mod dialling;
 mod reservations;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, future::join_all};
 use libp2p::{
@@ -24,7 +28,7 @@ use crate::{
     PeerAddresses, StartError,
     address::{self, Path},
     hello::Verified,
-    peers::{Peer, Peers},
+    peers::{NotConnected, Peer, Peers},
     session::{News, Report, Session, SessionFault, Shared},
     streams,
     swarm::{self, Behaviour, BehaviourEvent},
@@ -34,13 +38,19 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(2);
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How often one connection's addresses are kept: when it comes up, and when they change a few times after.
+const MAX_KEPT: u8 = 8;
+
 /// Addresses that a peer may name as its own.
 const MAX_NAMED_ADDRESSES: usize = 8;
+
+/// What comes of connecting to a server.
+pub(crate) type Connected = Result<Arc<Peer>, NotConnected>;
 
 /// What handles ask of the owner.
 pub(crate) enum Command {
     /// Connect to a server; the reply comes when a connection to it takes requests, or no attempt is left.
-    Connect(OwnedServerName, oneshot::Sender<Option<Arc<Peer>>>),
+    Connect(OwnedServerName, oneshot::Sender<Connected>),
     /// Remember where a server may be found.
     AddAddresses(OwnedServerName, PeerId, Vec<Multiaddr>),
     /// Check every connection, and dial lost contacts again.
@@ -79,6 +89,8 @@ struct Entry {
     peer: Option<Arc<Peer>>,
     /// Where the peer says that it listens.
     named: Vec<Multiaddr>,
+    /// How often its addresses were kept.
+    kept: u8,
 }
 
 pub(crate) struct Owner {
@@ -92,6 +104,8 @@ pub(crate) struct Owner {
     sessions: HashMap<ConnectionId, Entry>,
     /// Connections so far: numbers them by age.
     connections: u64,
+    /// As the directory last gave them.
+    contacts: HashSet<OwnedServerName>,
     dialling: Dialling,
     reservations: Reservations,
     later: JoinSet<Later>,
@@ -117,6 +131,7 @@ impl Owner {
             stop: channels.stop,
             sessions: HashMap::new(),
             connections: 0,
+            contacts: HashSet::new(),
             dialling: Dialling::default(),
             reservations: Reservations::default(),
             later: JoinSet::new(),
@@ -163,9 +178,11 @@ impl Owner {
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Connect(server, reply) => self.connect(server, Some(reply)),
-            Command::AddAddresses(server, peer_id, addresses) => self.dialling.book.add(&server, peer_id, &addresses),
+            Command::AddAddresses(server, peer_id, addresses) => {
+                self.dialling.book.add(&server, peer_id, &addresses);
+            }
             Command::NetworkChanged => {
-                for entry in self.sessions.values() {
+                for entry in self.sessions.values().filter(|entry| entry.peer.is_some()) {
                     let session = entry.session.clone();
                     self.shared.tasks.spawn(async move { session.probe().await });
                 }
@@ -233,8 +250,29 @@ impl Owner {
             session,
             peer: None,
             named: Vec::new(),
+            kept: 0,
         };
         self.sessions.insert(connection.id, entry);
+        self.make_room();
+    }
+
+    /// Retires the connection that was silent for longest when few places are left, so that new ones can come: those of
+    /// contacts last.
+    fn make_room(&self) {
+        let places = self.shared.limits.connections as usize;
+        if self.sessions.len() <= places - places / 8 {
+            return;
+        }
+        let known = self
+            .sessions
+            .values()
+            .filter_map(|entry| Some((&entry.session, entry.peer.as_ref()?)));
+        let spare = known.filter(|(session, _)| session.is_usable());
+        let silent = spare.min_by_key(|(session, peer)| (self.contacts.contains(&peer.server_name), session.heard()));
+        if let Some((session, _)) = silent {
+            tracing::debug!("many connections: the one that was silent for longest goes");
+            session.retire();
+        }
     }
 
     fn handle_report(&mut self, report: Report) {
@@ -256,6 +294,7 @@ impl Owner {
         let Some(entry) = self.sessions.get_mut(&id) else {
             return;
         };
+        self.swarm.behaviour_mut().gate.forget(id);
         let server = verified.server_name.clone();
         let session = entry.session.clone();
         let peer = self.peers.add(verified, session.clone());
@@ -315,7 +354,12 @@ impl Owner {
             return;
         }
         let (server, peer_id) = (peer.server_name.clone(), entry.session.peer_id);
-        self.dialling.book.add(&server, peer_id, &addresses);
+        let news = self.dialling.book.add(&server, peer_id, &addresses);
+        // A peer could name new addresses all day, each of them a write.
+        if (!news && entry.kept > 0) || entry.kept >= MAX_KEPT {
+            return;
+        }
+        entry.kept += 1;
         let known = self
             .dialling
             .book
@@ -408,8 +452,6 @@ impl Owner {
             .filter(|address| !address::is_relayed(address))
             .cloned()
             .collect();
-        if !straight.is_empty() {
-            self.dial(session.peer_id, straight);
-        }
+        self.dial_beside(session.peer_id, straight);
     }
 }

@@ -261,10 +261,9 @@ fn a_peer_that_was_killed_and_restarted_is_reached_over_its_new_connection() {
             .unwrap()
     };
     let (here, there) = (runtime(), runtime());
-    let (alice, bob) = (
-        here.block_on(Setup::new().start()),
-        there.block_on(Setup::new().start()),
-    );
+    let mut setup = Setup::new();
+    setup.timing.active_ping_timeout = Duration::from_millis(500);
+    let (alice, bob) = (here.block_on(setup.start()), there.block_on(Setup::new().start()));
     let mut changes = alice.net.peer_changes();
     here.block_on(async {
         alice.learn(&bob).await;

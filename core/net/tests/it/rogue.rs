@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -65,6 +66,10 @@ pub(crate) struct Rogue {
 
 impl Rogue {
     pub(crate) async fn connect(victim: &Node) -> Self {
+        Self::try_connect(victim).await.unwrap()
+    }
+
+    pub(crate) async fn try_connect(victim: &Node) -> io::Result<Self> {
         let keypair = Keypair::generate_ed25519();
         let peer_id = keypair.public().to_peer_id();
         let mut transport = quic::tokio::Transport::new(quic::Config::new(&keypair))
@@ -75,7 +80,7 @@ impl Rogue {
             port_use: PortUse::New,
         };
         let address: Multiaddr = victim.net.listen_addrs().remove(0);
-        let (_, muxer) = transport.dial(address, options).unwrap().await.unwrap();
+        let (_, muxer) = transport.dial(address, options).unwrap().await?;
         let (open, requests) = mpsc::channel(64);
         let (ended, closed) = watch::channel(false);
         tokio::spawn(async move {
@@ -83,12 +88,12 @@ impl Rogue {
             ended.send_replace(true);
             drop(transport);
         });
-        Self {
+        Ok(Self {
             peer_id,
             victim: victim.net.local_peer_id(),
             open,
             closed,
-        }
+        })
     }
 
     /// Opens a stream and agrees on a protocol.

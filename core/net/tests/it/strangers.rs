@@ -185,3 +185,55 @@ async fn a_request_that_stalls_or_is_too_large_ends_with_an_error() {
         assert!(String::from_utf8_lossy(&body).contains(reason), "{body:?}");
     }
 }
+
+#[tokio::test]
+async fn one_host_has_few_strangers_and_room_again_once_they_are_known() {
+    let mut setup = Setup::new();
+    setup.timing.hello = Duration::from_secs(3600);
+    setup.limits.strangers_per_host = 3;
+    let victim = setup.start().await;
+    let mut rogues = Vec::new();
+    for _ in 0..3 {
+        rogues.push(Rogue::connect(&victim).await);
+    }
+    // The refusal may come before or after the handshake's end.
+    if let Ok(mut refused) = Rogue::try_connect(&victim).await {
+        refused.closed().await;
+    }
+    let mut events = victim.net.events();
+    let keys = Keys::generate();
+    rogues[0].greet(&keys).await;
+    wait_for(&mut events, &PeerEvent::Up(keys.server_name())).await;
+    rogues.push(Rogue::connect(&victim).await);
+    assert!(rogues.iter().all(|rogue| !rogue.is_closed()));
+}
+
+#[tokio::test]
+async fn the_connection_that_was_silent_for_longest_makes_room_and_a_contacts_stays() {
+    let contact = Setup::new();
+    let mut setup = Setup::new();
+    setup.limits.connections = 8;
+    setup
+        .directory
+        .contacts
+        .lock()
+        .unwrap()
+        .push(contact.keys.server_name());
+    let victim = setup.start().await;
+    let mut events = victim.net.events();
+    let contact = contact.start().await;
+    let mut others = Vec::new();
+    for _ in 0..7 {
+        others.push(Setup::new().start().await);
+    }
+    for node in [&contact].into_iter().chain(&others[..6]) {
+        victim.learn(node).await;
+        victim.get(node, "/").await.unwrap();
+    }
+    assert_eq!(victim.net.peers().len(), 7);
+    victim.learn(&others[6]).await;
+    victim.get(&others[6], "/").await.unwrap();
+    wait_for(&mut events, &PeerEvent::Down(others[0].name())).await;
+    let names: Vec<_> = victim.net.peers().into_iter().map(|peer| peer.server_name).collect();
+    assert!(names.contains(&contact.name()) && names.contains(&others[1].name()));
+}
