@@ -38,6 +38,7 @@ mod state;
 mod timeline;
 mod transactions;
 mod txn;
+mod user_directory;
 mod writer;
 
 pub use account_data::AccountDataEntry;
@@ -67,3 +68,4 @@ pub use search::{SearchField, SearchHit, SearchOrder};
 pub use state::StateChange;
 pub use timeline::SyncRoom;
 pub use txn::{ReadTxn, Seq, WriteTxn};
+pub use user_directory::DirectoryUser;

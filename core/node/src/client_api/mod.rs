@@ -13,6 +13,7 @@ mod guard;
 mod key_backup;
 mod keys;
 mod media;
+mod presence;
 mod profile;
 mod push;
 mod relations;
@@ -25,6 +26,7 @@ mod sync;
 mod third_party;
 mod timeline;
 mod to_device;
+mod user_directory;
 
 pub use crate::homeserver::Session;
 pub(crate) use endpoint::BodyLimit;
@@ -55,6 +57,8 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = third_party::routes(router);
     let router = push::routes(router);
     let router = media::routes(router);
+    let router = presence::routes(router);
+    let router = user_directory::routes(router);
     let router = sync::routes(router);
     let router = timeline::routes(router);
     let router = state::routes(router);

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod media;
 pub mod outbox;
 mod passing;
+mod presence;
 mod profiles;
 pub mod push;
 pub mod rooms;
@@ -22,6 +23,7 @@ mod tasks;
 pub mod timeline;
 mod to_device;
 mod turns;
+mod user_directory;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
@@ -34,6 +36,7 @@ pub use keys::Keys;
 pub use media::Media;
 pub use outbox::Outbox;
 pub use passing::Passing;
+pub use presence::Presence;
 pub use profiles::Profiles;
 pub use push::Push;
 pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
@@ -42,6 +45,7 @@ pub use server_keys::{KeyRing, ServerKeys};
 pub use sync::Sync;
 pub use timeline::Timeline;
 pub use to_device::ToDevice;
+pub use user_directory::{FoundUsers, UserDirectory};
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -78,6 +82,10 @@ pub struct Services {
     pub profiles: Profiles,
     /// Files.
     pub media: Media,
+    /// Who is there.
+    pub presence: Presence,
+    /// Finding people.
+    pub user_directory: UserDirectory,
     /// Push rules, notifications and pushers.
     pub push: Push,
     /// What other servers may read.
@@ -108,6 +116,8 @@ impl Homeserver {
         let account_data = AccountData::new(context.clone());
         let profiles = Profiles::new(context.clone());
         let media = Media::new(context.clone());
+        let presence = Presence::new(context.clone(), passing.clone(), outbox.clone());
+        let user_directory = UserDirectory::new(context.clone());
         let push = Push::new(context.clone());
         let archive = Archive::new(context.clone());
         let timeline = Timeline::new(context.clone());
@@ -135,6 +145,8 @@ impl Homeserver {
                 account_data,
                 profiles,
                 media,
+                presence,
+                user_directory,
                 push,
                 archive,
                 incoming,
@@ -150,6 +162,7 @@ impl Homeserver {
     pub async fn start(&self) -> Result<(), Error> {
         self.keys.start();
         self.media.start().await?;
+        self.presence.start();
         self.outbox.start().await
     }
 
@@ -157,6 +170,7 @@ impl Homeserver {
     pub async fn shutdown(&self) {
         self.ephemeral.shutdown().await;
         self.keys.shutdown().await;
+        self.presence.shutdown().await;
         self.outbox.shutdown().await;
     }
 }
