@@ -14,6 +14,8 @@ pub mod media;
 pub mod outbox;
 mod passing;
 mod presence;
+#[cfg(test)]
+mod presence_tests;
 mod profiles;
 pub mod push;
 pub mod rooms;
