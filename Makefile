@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: run test bench setup-run setup-test
+.PHONY: run test bench fuzz setup-run setup-test
 
 run: setup-run
 	$(CARGO) run --release -p kith
@@ -15,6 +15,14 @@ test: setup-test
 bench: setup-test
 	$(CARGO) build --release -p kith -p kith-tests
 	tests/bench/run.sh
+
+# Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`.
+SECONDS ?= 60
+FUZZ_TARGETS := ticket hello key_document pdu transaction
+fuzz:
+	for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \
+	done
 
 setup-run:
 	tests/setup.sh run
