@@ -6,7 +6,11 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use kith_node::{
-    Node as CoreNode, StartError, clock::World, config::Config, contacts::AddPeerError, status::StatusError,
+    Node as CoreNode, StartError,
+    clock::World,
+    config::Config,
+    contacts::{AddPeerError, Introduction, IntroductionError},
+    status::StatusError,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -128,11 +132,14 @@ impl Node {
         Ok(user.to_string())
     }
 
-    /// Adds another node by its ticket, and returns its server name. It is dialled in the background.
-    pub fn add_peer(&self, ticket: String) -> Result<String, KithError> {
-        let ticket = kith_node::Ticket::parse(&ticket).map_err(|error| KithError::Invalid(error.to_string()))?;
-        let server = self.runtime.block_on(self.node.add_peer(&ticket))?;
-        Ok(server.to_string())
+    /// Adds other nodes by a ticket (`kith:…`) or a Matrix URI or link, and returns their server names. They are dialled
+    /// in the background.
+    pub fn add_peer(&self, introduction: String) -> Result<Vec<String>, KithError> {
+        let introduction: Introduction = introduction
+            .parse()
+            .map_err(|error: IntroductionError| KithError::Invalid(in_full(&error)))?;
+        let servers = self.runtime.block_on(self.node.add_peer(&introduction))?;
+        Ok(servers.into_iter().map(|server| server.to_string()).collect())
     }
 
     /// Ends the node: answers what is under way, leaves the network, finishes every commit. Calls after it fail.

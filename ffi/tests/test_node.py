@@ -59,7 +59,7 @@ class NodeTest(unittest.TestCase):
             first = kith_ffi.Node(config(self.folder.name))
             second = kith_ffi.Node(config(other_folder))
             added = second.add_peer(first.status().ticket)
-            self.assertEqual(added, first.status().server_name)
+            self.assertEqual(added, [first.status().server_name])
             second.stop()
             first.stop()
 
