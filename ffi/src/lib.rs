@@ -197,7 +197,7 @@ impl From<AddPeerError> for KithError {
 impl From<kith_node::Error> for KithError {
     fn from(error: kith_node::Error) -> Self {
         match error {
-            kith_node::Error::Store(kith_node::StoreError::Closed) => Self::Stopped,
+            kith_node::Error::Store(kith_node::store::StoreError::Closed) => Self::Stopped,
             other => Self::Refused(in_full(&other)),
         }
     }
