@@ -4,6 +4,7 @@ mod account;
 mod account_data;
 mod admin;
 mod authentication;
+mod dehydrated_device;
 mod device;
 mod discovery;
 mod endpoint;
@@ -50,6 +51,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = key_backup::routes(router);
     let router = keys::routes(router);
     let router = to_device::routes(router);
+    let router = dehydrated_device::routes(router);
     let router = ephemeral::routes(router);
     let router = admin::routes(router);
     let router = profile::routes(router);

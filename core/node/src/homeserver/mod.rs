@@ -26,6 +26,8 @@ pub mod timeline;
 mod to_device;
 mod turns;
 mod user_directory;
+#[cfg(test)]
+mod to_device_tests;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};

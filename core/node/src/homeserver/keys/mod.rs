@@ -4,6 +4,7 @@
 pub(crate) mod announce;
 mod claim;
 mod cross_signing;
+mod dehydrated;
 mod query;
 mod remote;
 mod show;
@@ -16,6 +17,7 @@ mod upload;
 
 pub use claim::{ClaimedKeys, Claims};
 pub use cross_signing::CrossSigningUpload;
+pub use dehydrated::NewDehydratedDevice;
 pub use query::KeyQuery;
 pub use upload::KeyUpload;
 
