@@ -6,15 +6,14 @@ use std::{num::NonZeroU32, time::Duration};
 use futures::StreamExt;
 use kith_identity::TransportKey;
 use libp2p::{
-    Multiaddr, PeerId, Swarm, connection_limits, identify,
+    Multiaddr, PeerId, Swarm, connection_limits,
+    core::transport::ListenerId,
+    identify,
     identity::Keypair,
     memory_connection_limits, ping, relay,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, timeout_at},
-};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -114,7 +113,7 @@ impl Relay {
         let peer_id = keypair.public().to_peer_id();
         let transport = swarm::direct_transport(&keypair, &config.timing)?;
         let mut swarm = swarm::swarm(transport, behaviour(&keypair, &config.limits), peer_id, &config.timing);
-        swarm::listen(&mut swarm, &config.listen, drop).await?;
+        let listeners = swarm::listen(&mut swarm, &config.listen, drop).await?;
         let listen: Vec<_> = swarm.listeners().cloned().collect();
         let given = !config.external.is_empty();
         let mut external = if given { config.external } else { listen.clone() };
@@ -126,7 +125,7 @@ impl Relay {
             swarm.add_external_address(address.clone());
         }
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(swarm, !given, stop.clone()));
+        let task = tokio::spawn(run(swarm, listeners, !given, stop.clone()));
         Ok(Self {
             peer_id,
             listen,
@@ -194,7 +193,7 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits) -> Behaviour {
 }
 
 /// `follow` says whether interfaces that come up later are given to nodes too.
-async fn run(mut swarm: Swarm<Behaviour>, follow: bool, stop: CancellationToken) {
+async fn run(mut swarm: Swarm<Behaviour>, listeners: Vec<ListenerId>, follow: bool, stop: CancellationToken) {
     loop {
         tokio::select! {
             event = swarm.select_next_some() => match event {
@@ -205,18 +204,7 @@ async fn run(mut swarm: Swarm<Behaviour>, follow: bool, stop: CancellationToken)
             () = stop.cancelled() => break,
         }
     }
-    let connected: Vec<_> = swarm.connected_peers().copied().collect();
-    for peer in connected {
-        // Gone already is fine.
-        let _ = swarm.disconnect_peer_id(peer);
-    }
-    let deadline = Instant::now() + Duration::from_millis(500);
-    while swarm.network_info().num_peers() > 0 {
-        if timeout_at(deadline, swarm.select_next_some()).await.is_err() {
-            break;
-        }
-    }
-    swarm::release(swarm).await;
+    swarm::release(swarm, listeners).await;
 }
 
 /// A volunteer's log names no peer.

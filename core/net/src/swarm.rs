@@ -8,7 +8,7 @@ use libp2p::{
     connection_limits::{self, ConnectionLimits},
     core::{
         muxing::StreamMuxerBox,
-        transport::{Boxed, OrTransport, timeout::TransportTimeout},
+        transport::{Boxed, ListenerId, OrTransport, timeout::TransportTimeout},
         upgrade::Version,
     },
     dns, identify,
@@ -47,8 +47,12 @@ const MAX_PER_PEER: u32 = 4;
 /// Until every listener must have said where it listens.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// For a dropped swarm's ports to be free again, and between two looks.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
+/// For farewells to go out.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// For a dropped swarm's ports to be free again (a connection still in its handshake holds one for three seconds), and
+/// between two looks.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -152,7 +156,7 @@ pub(crate) async fn listen<B: NetworkBehaviour>(
     swarm: &mut Swarm<B>,
     addresses: &[Multiaddr],
     mut handle: impl FnMut(SwarmEvent<B::ToSwarm>),
-) -> Result<(), StartError> {
+) -> Result<Vec<ListenerId>, StartError> {
     let mut starting = HashMap::new();
     for address in addresses {
         let listener = swarm
@@ -160,6 +164,7 @@ pub(crate) async fn listen<B: NetworkBehaviour>(
             .map_err(|error| StartError::listen(address, &error))?;
         starting.insert(listener, address);
     }
+    let listeners = starting.keys().copied().collect();
     let deadline = Instant::now() + LISTEN_DEADLINE;
     while let Some(address) = starting.values().next() {
         let Ok(event) = timeout_at(deadline, swarm.select_next_some()).await else {
@@ -184,14 +189,27 @@ pub(crate) async fn listen<B: NetworkBehaviour>(
     while let Some(Some(event)) = swarm.next().now_or_never() {
         handle(event);
     }
-    Ok(())
+    Ok(listeners)
 }
 
-/// Drops a swarm, and returns once its UDP ports can be listened on again: a node that is stopped and started in one
-/// process keeps its port. QUIC's sockets outlive their connections by a few round trips (RFC 9000, section 10.2), and
-/// nothing tells when they are gone but trying.
-pub(crate) async fn release<B: NetworkBehaviour>(swarm: Swarm<B>) {
+/// Closes every connection and listener, drops the swarm, and returns once its UDP ports can be listened on again: a node
+/// that is stopped and started in one process keeps its port. QUIC's sockets outlive their connections by a few round
+/// trips (RFC 9000, section 10.2), and nothing tells when they are gone but trying.
+pub(crate) async fn release<B: NetworkBehaviour>(mut swarm: Swarm<B>, listeners: Vec<ListenerId>) {
     let sockets: Vec<_> = swarm.listeners().filter_map(address::udp_socket).collect();
+    for peer in swarm.connected_peers().copied().collect::<Vec<_>>() {
+        // Gone meanwhile is fine.
+        let _ = swarm.disconnect_peer_id(peer);
+    }
+    for listener in listeners {
+        swarm.remove_listener(listener);
+    }
+    let farewell = Instant::now() + FAREWELL;
+    while swarm.network_info().num_peers() > 0 {
+        if timeout_at(farewell, swarm.select_next_some()).await.is_err() {
+            break;
+        }
+    }
     drop(swarm);
     let deadline = Instant::now() + RELEASE_DEADLINE;
     for socket in sockets {

@@ -12,7 +12,9 @@ use std::{
 
 use futures::{StreamExt, future::join_all};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, identify, mdns,
+    Multiaddr, PeerId, Swarm,
+    core::transport::ListenerId,
+    identify, mdns,
     swarm::{ConnectionId, SwarmEvent},
 };
 use ruma::OwnedServerName;
@@ -34,9 +36,8 @@ use crate::{
     swarm::{self, Behaviour, BehaviourEvent},
 };
 
-/// For answers under way when the node stops, and then for the farewells to go out.
+/// For answers under way when the node stops, and then for tasks to end.
 const GRACE: Duration = Duration::from_secs(2);
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// How often one connection's addresses are kept: when it comes up, and when they change a few times after.
 const MAX_KEPT: u8 = 8;
@@ -101,6 +102,8 @@ pub(crate) struct Owner {
     reports: mpsc::Receiver<Report>,
     listening: watch::Sender<Listening>,
     stop: CancellationToken,
+    /// Those that are no places at relays.
+    listeners: Vec<ListenerId>,
     sessions: HashMap<ConnectionId, Entry>,
     /// Connections so far: numbers them by age.
     connections: u64,
@@ -129,6 +132,7 @@ impl Owner {
             reports: channels.reports,
             listening: channels.listening,
             stop: channels.stop,
+            listeners: Vec::new(),
             sessions: HashMap::new(),
             connections: 0,
             contacts: HashSet::new(),
@@ -143,7 +147,7 @@ impl Owner {
         let (relayed, straight): (Vec<_>, Vec<_>) = addresses.iter().cloned().partition(address::is_relayed);
         // A peer may connect to the first address before the last is bound.
         let mut early = Vec::new();
-        swarm::listen(&mut self.swarm, &straight, |event| early.push(event)).await?;
+        self.listeners = swarm::listen(&mut self.swarm, &straight, |event| early.push(event)).await?;
         for event in early {
             self.handle_swarm_event(event);
         }
@@ -242,6 +246,10 @@ impl Owner {
     }
 
     fn handle_connection(&mut self, connection: streams::Connection) {
+        if self.stop.is_cancelled() {
+            self.swarm.close_connection(connection.id);
+            return;
+        }
         self.connections += 1;
         self.dialling.established(connection.id);
         let session = Session::new(&connection, self.connections, self.shared.clone());
@@ -410,23 +418,22 @@ impl Owner {
 
     /// Ends every connection so that peers notice at once, then every task; then nothing of ours is bound any more.
     async fn finish(mut self) {
-        for entry in self.sessions.values() {
-            entry.session.retire();
+        for (id, entry) in &self.sessions {
+            match entry.peer {
+                Some(_) => entry.session.retire(),
+                // Strangers and relays have nothing under way that could be lost.
+                None => drop(self.swarm.close_connection(*id)),
+            }
         }
         let _ = timeout(GRACE, self.drain()).await;
-        let open: Vec<_> = self.sessions.keys().copied().collect();
-        for id in open {
-            self.swarm.close_connection(id);
-        }
-        let _ = timeout(FAREWELL, self.drain()).await;
         let left: Vec<_> = self.sessions.keys().copied().collect();
         for id in left {
             self.handle_closed(id);
         }
         self.later.shutdown().await;
+        swarm::release(self.swarm, self.listeners).await;
         self.shared.tasks.close();
         let _ = timeout(GRACE, self.shared.tasks.wait()).await;
-        swarm::release(self.swarm).await;
     }
 
     async fn drain(&mut self) {
