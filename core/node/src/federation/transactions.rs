@@ -62,6 +62,7 @@ async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Resul
         Edu::DeviceListUpdate(content) => hs.keys.handle_device_list_update(peer, content).await,
         Edu::SigningKeyUpdate(content) => hs.keys.handle_signing_key_update(peer, content).await,
         Edu::DirectToDevice(content) => hs.to_device.handle_direct_to_device(peer, content).await,
+        Edu::Presence(content) => hs.presence.handle_presence(peer, content).await,
         other => {
             tracing::debug!(%peer, ?other, "an EDU of a kind that is not known; ignored");
             Ok(())

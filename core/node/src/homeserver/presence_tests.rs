@@ -197,3 +197,30 @@ async fn people_are_found_by_name() {
         (400, "M_INVALID_PARAM"),
     );
 }
+
+#[tokio::test]
+async fn presence_travels_between_nodes_that_are_connected() {
+    let cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[1].register("bob").await;
+    room(&alice, &[&bob]).await;
+    for node in &cluster.nodes {
+        node.hs.presence.start();
+    }
+    let mut news = cluster[1].hs.passing.watch();
+    news.mark_unchanged();
+    let body = json!({"presence": "unavailable", "status_msg": "Tea"});
+    alice.put_ok(&status(&alice.user_id), body).await;
+    let shown = async || bob.get_ok(&status(&alice.user_id)).await["presence"].clone();
+    for (what, expected) in [("said", "unavailable"), ("cut", "offline"), ("mended", "unavailable")] {
+        match what {
+            "cut" => cluster.wires.cut(&cluster[0].name, &cluster[1].name),
+            "mended" => cluster.wires.mend(&cluster[0].name, &cluster[1].name),
+            _ => {}
+        }
+        while shown().await != expected {
+            news.changed().await.unwrap();
+        }
+    }
+    assert_eq!(bob.get_ok(&status(&alice.user_id)).await["status_msg"], "Tea");
+}

@@ -186,11 +186,220 @@ async fn pushers_are_kept_until_their_device_goes() {
     assert_eq!(count(&bob).await, 0);
 }
 
+/// Makes a room and lets others in.
+async fn room(owner: &Client, others: &[&Client]) -> String {
+    let invited: Vec<&str> = others.iter().map(|client| client.user_id.as_str()).collect();
+    let body = json!({"preset": "private_chat", "invite": invited});
+    let answer = owner.post_ok("/_matrix/client/v3/createRoom", body).await;
+    let room = answer["room_id"].as_str().unwrap().to_owned();
+    for client in others {
+        let path = format!("/_matrix/client/v3/join/{}", escape(&room));
+        client.post_ok(&path, json!({})).await;
+    }
+    room
+}
+
+async fn send(client: &Client, room: &str, txn: &str, content: Value) -> String {
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{txn}", escape(room));
+    client.put_ok(&path, content).await["event_id"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn text(body: &str) -> Value {
+    json!({"msgtype": "m.text", "body": body})
+}
+
+/// Unread notifications and highlights outside of threads, and in each thread.
+async fn unread(node: &crate::testing::Node, client: &Client, room: &str) -> (u64, u64, Vec<(u64, u64)>) {
+    let user = ruma::UserId::parse(&client.user_id).unwrap();
+    let room = ruma::RoomId::parse(room).unwrap();
+    let store = &node.hs.context.store;
+    let counts = store
+        .read(move |txn| txn.notification_counts(&user, &room))
+        .await
+        .unwrap();
+    let threads = counts
+        .threads
+        .values()
+        .map(|thread| (thread.notifications, thread.highlights));
+    (counts.main.notifications, counts.main.highlights, threads.collect())
+}
+
 #[tokio::test]
-async fn no_notifications_yet() {
+async fn what_notifies_and_what_does_not() {
     let cluster = Cluster::start(1).await;
     let alice = cluster[0].register("alice").await;
-    let path = "/_matrix/client/v3/notifications";
-    assert_eq!(alice.get_ok(path).await, json!({"notifications": []}));
-    assert_refused(alice.get(&format!("{path}?from=x")).await, (400, "M_INVALID_PARAM"));
+    let bob = cluster[0].register("bob").await;
+    let carol = cluster[0].register("carol").await;
+    let room = room(&alice, &[&bob, &carol]).await;
+    let mut expected = unread(&cluster[0], &bob, &room).await;
+    let mention = |users: Value| json!({"msgtype": "m.text", "body": "x", "m.mentions": users});
+    let edit = json!({
+        "msgtype": "m.text", "body": "* x", "m.new_content": text("x"),
+        "m.relates_to": {"rel_type": "m.replace", "event_id": "$x"},
+    });
+    for (n, (sender, content, notifications, highlights)) in [
+        (&alice, text("Hello"), 1, 0),
+        (&bob, text("My own"), 0, 0),
+        (&alice, json!({"msgtype": "m.notice", "body": "Beep"}), 0, 0),
+        (&alice, mention(json!({"user_ids": [bob.user_id]})), 1, 1),
+        (&alice, mention(json!({"user_ids": [carol.user_id]})), 1, 0),
+        // Alice may notify the room, by her power level; Carol may not.
+        (&alice, mention(json!({"room": true})), 1, 1),
+        (&carol, mention(json!({"room": true})), 1, 0),
+        (&alice, edit, 0, 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        send(sender, &room, &n.to_string(), content.clone()).await;
+        expected.0 += notifications;
+        expected.1 += highlights;
+        assert_eq!(unread(&cluster[0], &bob, &room).await, expected, "{content}");
+    }
+    let state = format!("/_matrix/client/v3/rooms/{}/state/m.room.topic", escape(&room));
+    alice.put_ok(&state, json!({"topic": "Quiet"})).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, expected);
+}
+
+#[tokio::test]
+async fn rules_of_ones_own_and_ignored_users() {
+    let cluster = Cluster::start(1).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[0].register("bob").await;
+    let room = room(&alice, &[&bob]).await;
+    let start = unread(&cluster[0], &bob, &room).await.0;
+    let highlight = json!({"actions": ["notify", {"set_tweak": "highlight"}], "pattern": "cake"});
+    bob.put_ok(&format!("{RULES}/content/cake"), highlight).await;
+    send(&alice, &room, "1", text("There is CAKE!")).await;
+    send(&alice, &room, "2", text("cakes")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (start + 2, 1, vec![]));
+    // The deprecated condition on the name in the room is still answered.
+    let named =
+        json!({"actions": ["notify", {"set_tweak": "highlight"}], "conditions": [{"kind": "contains_display_name"}]});
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", escape(&bob.user_id));
+    bob.put_ok(&name, json!({"displayname": "Bobby"})).await;
+    bob.put_ok(&format!("{RULES}/override/named"), named).await;
+    send(&alice, &room, "3", text("Is bobby here?")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (start + 3, 2, vec![]));
+
+    let quiet = format!("{RULES}/room/{}", escape(&room));
+    bob.put_ok(&quiet, json!({"actions": []})).await;
+    send(&alice, &room, "4", text("Unheard")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await.0, start + 3);
+    assert_eq!(bob.delete(&quiet).await.0, StatusCode::OK);
+
+    let list = format!(
+        "/_matrix/client/v3/user/{}/account_data/m.ignored_user_list",
+        escape(&bob.user_id)
+    );
+    bob.put_ok(&list, json!({"ignored_users": {&alice.user_id: {}}})).await;
+    send(&alice, &room, "5", text("cake")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (start + 3, 2, vec![]));
+    bob.put_ok(&list, json!({"ignored_users": {}})).await;
+    bob.put_ok(
+        &format!("{RULES}/override/.m.rule.master/enabled"),
+        json!({"enabled": true}),
+    )
+    .await;
+    send(&alice, &room, "6", text("cake")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await.0, start + 3);
+}
+
+#[tokio::test]
+async fn receipts_redactions_and_leaving_take_notifications_away() {
+    let cluster = Cluster::start(1).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[0].register("bob").await;
+    let room = room(&alice, &[&bob]).await;
+    let at = format!("/_matrix/client/v3/rooms/{}", escape(&room));
+    let root = send(&alice, &room, "1", text("Root")).await;
+    let thread = |body: &str| json!({"msgtype": "m.text", "body": body, "m.relates_to": {"rel_type": "m.thread", "event_id": root}});
+    let in_thread = send(&alice, &room, "2", thread("In")).await;
+    send(&alice, &room, "3", thread("Further in")).await;
+    let after = send(&alice, &room, "4", text("After")).await;
+    let last = send(&alice, &room, "5", text("Last")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await.2, [(2, 0)]);
+
+    let read = async |event: &str, thread: Value| {
+        let path = format!("{at}/receipt/m.read/{}", escape(event));
+        let body = if thread.is_null() {
+            json!({})
+        } else {
+            json!({ "thread_id": thread })
+        };
+        bob.post_ok(&path, body).await;
+    };
+    read(&after, json!("main")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (1, 0, vec![(2, 0)]));
+    read(&in_thread, json!(root)).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (1, 0, vec![(1, 0)]));
+
+    let listed = bob.get_ok("/_matrix/client/v3/notifications?limit=2").await;
+    let first = &listed["notifications"][0];
+    assert_eq!((&first["read"], &first["room_id"]), (&json!(false), &json!(room)));
+    assert_eq!(
+        (&first["event"]["event_id"], &first["event"]["content"]["body"]),
+        (&json!(last), &json!("Last"))
+    );
+    assert_eq!(first["actions"][0], "notify");
+    let next = listed["next_token"].as_str().unwrap();
+    let rest = bob
+        .get_ok(&format!("/_matrix/client/v3/notifications?from={next}"))
+        .await;
+    assert!(
+        rest["notifications"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["event"]["event_id"] == root.as_str())
+    );
+    let none = bob.get_ok("/_matrix/client/v3/notifications?only=highlight").await;
+    assert_eq!(none["notifications"], json!([]));
+    assert_refused(
+        bob.get("/_matrix/client/v3/notifications?from=x").await,
+        (400, "M_INVALID_PARAM"),
+    );
+
+    alice
+        .put_ok(&format!("{at}/redact/{}/6", escape(&last)), json!({}))
+        .await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (0, 0, vec![(1, 0)]));
+    let newest = send(&alice, &room, "7", text("Newest")).await;
+    read(&newest, Value::Null).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (0, 0, vec![]));
+
+    send(&alice, &room, "8", text("Bye")).await;
+    bob.post_ok(&format!("{at}/leave"), json!({})).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (0, 0, vec![]));
+    send(&alice, &room, "9", text("Alone")).await;
+    assert_eq!(unread(&cluster[0], &bob, &room).await, (0, 0, vec![]));
+    assert_eq!(
+        bob.get_ok("/_matrix/client/v3/notifications").await["notifications"],
+        json!([])
+    );
+}
+
+#[tokio::test]
+async fn what_other_servers_send_notifies_too_and_a_restart_forgets_nothing() {
+    let mut cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[1].register("bob").await;
+    let room = room(&alice, &[&bob]).await;
+    let start = unread(&cluster[1], &bob, &room).await.0;
+    let mut committed = cluster[1].hs.context.store.committed();
+    send(
+        &alice,
+        &room,
+        "1",
+        json!({"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": [bob.user_id]}}),
+    )
+    .await;
+    while unread(&cluster[1], &bob, &room).await.0 == start {
+        committed.changed().await.unwrap();
+    }
+    cluster.nodes[1].restart().await;
+    assert_eq!(unread(&cluster[1], &bob, &room).await, (start + 1, 1, vec![]));
 }
