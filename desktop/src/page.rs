@@ -51,7 +51,7 @@ pub(crate) fn routes(surface: Surface) -> Router {
     let file =
         |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
     Router::new()
-        .route("/", file("text/html; charset=utf-8", include_str!("../ui/index.html")))
+        .route("/", get(page))
         .route(
             "/_kith/page/style.css",
             file("text/css; charset=utf-8", include_str!("../ui/style.css")),
@@ -69,6 +69,19 @@ pub(crate) fn routes(surface: Surface) -> Router {
         .with_state(surface)
 }
 
+/// The page with its first news inside, so that it is whole as soon as it is there.
+async fn page(State(surface): State<Surface>) -> Response {
+    let news = look(&surface).await.and_then(|news| Ok(serde_json::to_string(&news)?));
+    match news {
+        // Inside a script element only `<` can end the data; in JSON it stands in strings alone.
+        Ok(json) => {
+            let html = include_str!("../ui/index.html").replacen("NEWS", &json.replace('<', "\\u003c"), 1);
+            ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
+        }
+        Err(error) => failed(&*error),
+    }
+}
+
 /// The status, at once when it is other than the page's, else as soon as something happens.
 async fn news(State(surface): State<Surface>, Query(After { after }): Query<After>) -> Response {
     // Listening starts before looking, so that nothing falls in between.
@@ -83,11 +96,13 @@ async fn news(State(surface): State<Surface>, Query(After { after }): Query<Afte
     };
     match now {
         Ok(news) => Json(news).into_response(),
-        Err(error) => {
-            tracing::error!(error = one_line(&*error), "the page's status failed");
-            (StatusCode::INTERNAL_SERVER_ERROR, one_line(&*error)).into_response()
-        }
+        Err(error) => failed(&*error),
     }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
+    tracing::error!(error = one_line(error), "the page's status failed");
+    (StatusCode::INTERNAL_SERVER_ERROR, one_line(error)).into_response()
 }
 
 async fn look(surface: &Surface) -> Result<News, Box<dyn std::error::Error + Send + Sync>> {

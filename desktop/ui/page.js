@@ -104,8 +104,11 @@ function show(news) {
   showRooms(news);
 }
 
+/** Begins with the news that came inside the page, and goes on from there. */
 async function follow() {
-  let tag = null;
+  const first = JSON.parse(element("news").textContent);
+  let tag = first.tag;
+  show(first);
   for (;;) {
     await visible();
     try {

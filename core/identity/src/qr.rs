@@ -32,12 +32,12 @@ pub fn qr_text(text: &str) -> Result<String, QrError> {
         .build())
 }
 
-/// A standalone SVG image, at least 256 units wide, black on white.
+/// A standalone SVG image, at least 288 units wide, black on white.
 pub fn qr_svg(text: &str) -> Result<String, QrError> {
     let code = QrCode::with_error_correction_level(text, EcLevel::M).map_err(QrError::TooLong)?;
     Ok(code
         .render::<svg::Color<'_>>()
-        .min_dimensions(256, 256)
+        .min_dimensions(288, 288)
         .dark_color(svg::Color("#000000"))
         .light_color(svg::Color("#ffffff"))
         .build())

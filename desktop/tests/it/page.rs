@@ -2,6 +2,8 @@
 
 use std::net::TcpStream;
 
+use serde_json::Value;
+
 use crate::{Answer, Running, get, http, kith};
 
 fn ask(address: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -45,6 +47,19 @@ fn the_news_hold_what_the_page_shows() {
     assert_eq!(news["ticket"], node.ready["ticket"]);
     assert_eq!(news["http"], node.ready["http"]);
     assert_eq!(news["users"][0], alice.as_str());
+    let page = get(node.http(), "/").body;
+    let inside = page
+        .split_once("id=\"news\">")
+        .unwrap()
+        .1
+        .split_once("</script>")
+        .unwrap()
+        .0;
+    assert_eq!(
+        serde_json::from_str::<Value>(inside).unwrap(),
+        news,
+        "the page begins with the news inside"
+    );
     assert!(news["qr"].as_str().unwrap().contains("<svg"));
     assert!(news["peers"].is_array() && news["rooms"].is_array());
 }

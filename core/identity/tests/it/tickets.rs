@@ -123,6 +123,17 @@ fn damaged_tickets_are_refused() {
     }
 }
 
+/// What an independent reader sees in an image.
+fn scanned(image: &image::GrayImage) -> String {
+    let mut prepared =
+        rqrr::PreparedImage::prepare_from_greyscale(image.width() as usize, image.height() as usize, |x, y| {
+            image.get_pixel(x as u32, y as u32).0[0]
+        });
+    let grids = prepared.detect_grids();
+    assert_eq!(grids.len(), 1);
+    grids[0].decode().unwrap().1
+}
+
 #[test]
 fn qr_codes_come_in_three_forms() {
     let text = full().encode().unwrap();
@@ -140,6 +151,21 @@ fn qr_codes_come_in_three_forms() {
     let png = qr_png(&text).unwrap();
     let image = image::load_from_memory(&png).unwrap();
     assert!(image.width() >= 512 && image.width() == image.height());
+    assert_eq!(scanned(&image.into_luma8()), text);
+
+    // Half blocks of light on a dark terminal, as a camera would see them: two rows to a line, eight pixels to a module.
+    let lines: Vec<Vec<char>> = terminal.lines().map(|line| line.chars().collect()).collect();
+    let (width, height) = (lines[0].len() as u32 * 8, lines.len() as u32 * 16);
+    let seen = image::GrayImage::from_fn(width, height, |x, y| {
+        let lit = match lines[y as usize / 16][x as usize / 8] {
+            '█' => true,
+            '▀' => y % 16 < 8,
+            '▄' => y % 16 >= 8,
+            _ => false,
+        };
+        image::Luma([if lit { 255 } else { 0 }])
+    });
+    assert_eq!(scanned(&seen), text);
 
     assert!(qr_text(&"x".repeat(5000)).is_err());
 }
