@@ -1,14 +1,16 @@
 # `make run` starts a node with its app; `make test` runs every test. Each does all of its own set-up.
 
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: run test bench fuzz setup-run setup-test
 
 run: setup-run
 	$(CARGO) run --release -p kith
 
+# The integration tests of `kith` and `kith-relay` have cargo build both programs before any test runs.
 test: setup-test
-	$(CARGO) test --workspace
+	KITH_PROGRAMS=$(TARGET)/debug $(CARGO) test --workspace
 	$(MAKE) -C ffi test
 	$(MAKE) -C mobile test
 

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::within;
 
+/// `{"room":{"timeline":{"limit":1000}}}`, as a query wants it.
+const WHOLE_TIMELINES: &str = "%7B%22room%22%3A%7B%22timeline%22%3A%7B%22limit%22%3A1000%7D%7D%7D";
+
 /// An HTTP answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -136,14 +139,18 @@ impl Client {
         self.put(&path, json!({"msgtype": "m.text", "body": text})).await
     }
 
-    /// One incremental sync from where this client stands (the first is an initial one).
+    /// One incremental sync from where this client stands (the first is an initial one). Timelines come whole: a client of
+    /// tests does not page back.
     pub async fn sync(&mut self, timeout_ms: u64) -> Value {
         let since = self
             .since
             .as_ref()
             .map(|since| format!("&since={since}"))
             .unwrap_or_default();
-        let answer = self.get(&format!("/sync?timeout={timeout_ms}{since}")).await.ok();
+        let answer = self
+            .get(&format!("/sync?timeout={timeout_ms}&filter={WHOLE_TIMELINES}{since}"))
+            .await
+            .ok();
         self.since = Some(answer["next_batch"].as_str().expect("a token").to_owned());
         answer
     }

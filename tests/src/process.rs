@@ -15,10 +15,14 @@ use tokio::{
 
 use crate::{Client, within};
 
-/// The freshly built program `name` of this workspace (`kith` or `kith-relay`), in the profile of the running test.
+/// The program `name` of this workspace (`kith` or `kith-relay`), in the profile of the running test: freshly built, unless
+/// `KITH_PROGRAMS` names the folder where whoever runs the tests has just built it.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("KITH_PROGRAMS") {
+            return PathBuf::from(folder);
+        }
         let here = std::env::current_exe().expect("the test's own path");
         let folder = here
             .ancestors()
