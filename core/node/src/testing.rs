@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use kith_store::{Store, StoreConfig};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tower::ServiceExt;
 
 use crate::{
@@ -33,29 +33,58 @@ use crate::{
 
 /// A clock that stands at a real time and moves only when told. Shared by the nodes of one [`Cluster`].
 #[derive(Clone)]
-pub(crate) struct ManualClock(Arc<AtomicU64>);
+pub(crate) struct ManualClock {
+    millis: Arc<AtomicU64>,
+    stopped: Arc<AtomicBool>,
+}
 
 impl ManualClock {
     fn starting_now() -> Self {
-        Self(Arc::new(AtomicU64::new(SystemClock.now().get().into())))
+        Self {
+            millis: Arc::new(AtomicU64::new(SystemClock.now().get().into())),
+            stopped: Arc::default(),
+        }
     }
 
     /// Moves all nodes' time forward.
     pub(crate) fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis().try_into().unwrap(), Ordering::SeqCst);
+        self.millis
+            .fetch_add(by.as_millis().try_into().unwrap(), Ordering::SeqCst);
+    }
+
+    /// From now on everything happens in one and the same millisecond.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> MilliSecondsSinceUnixEpoch {
         // One millisecond a look, so that no two events of a test carry the same time.
-        MilliSecondsSinceUnixEpoch(self.0.fetch_add(1, Ordering::SeqCst).try_into().unwrap())
+        let step = u64::from(!self.stopped.load(Ordering::SeqCst));
+        MilliSecondsSinceUnixEpoch(self.millis.fetch_add(step, Ordering::SeqCst).try_into().unwrap())
     }
 }
 
 /// What joins the nodes: requests go straight into the other's federation router, with the caller as [`Peer`].
 #[derive(Clone, Default)]
-pub(crate) struct Wires(Arc<Mutex<WiresInner>>);
+pub(crate) struct Wires(Arc<Mutex<WiresInner>>, watch::Sender<()>);
+
+/// Answers are held back while this lives.
+pub(crate) struct HeldAnswers {
+    wires: Wires,
+    gate: Arc<Semaphore>,
+}
+
+impl Drop for HeldAnswers {
+    fn drop(&mut self) {
+        self.wires
+            .lock()
+            .held
+            .retain(|(_, gate)| !Arc::ptr_eq(gate, &self.gate));
+        self.gate.close();
+    }
+}
 
 #[derive(Default)]
 struct WiresInner {
@@ -64,6 +93,8 @@ struct WiresInner {
     cut: BTreeSet<(OwnedServerName, OwnedServerName)>,
     /// Every request that reached its target: from, to, method, path without query.
     log: Vec<(OwnedServerName, OwnedServerName, Method, String)>,
+    /// Answers held back, by part of the request's path.
+    held: Vec<(String, Arc<Semaphore>)>,
 }
 
 struct End {
@@ -150,6 +181,24 @@ impl Wires {
             .count()
     }
 
+    /// Holds back the answers to requests whose path holds `part`, until the guard is dropped.
+    pub(crate) fn hold_answers(&self, part: &str) -> HeldAnswers {
+        let gate = Arc::new(Semaphore::new(0));
+        self.lock().held.push((part.to_owned(), Arc::clone(&gate)));
+        HeldAnswers {
+            wires: self.clone(),
+            gate,
+        }
+    }
+
+    /// Waits until so many requests whose path holds `part` have been sent.
+    pub(crate) async fn until_requests(&self, part: &str, count: usize) {
+        let mut news = self.1.subscribe();
+        while self.requests(part) < count {
+            news.changed().await.unwrap();
+        }
+    }
+
     fn set_up(&self, name: &ServerName, up: bool) {
         self.change(|inner| {
             if let Some(end) = inner.nodes.get_mut(name) {
@@ -182,15 +231,18 @@ impl Network for MemoryNetwork {
         mut request: Request<Bytes>,
         limits: Limits,
     ) -> Result<Response<Bytes>, NetworkError> {
-        let router = {
+        let (router, held) = {
             let mut inner = self.wires.lock();
             if !inner.connected(&self.me, to) {
                 return Err(NetworkError::Unreachable(to.to_owned()));
             }
             let path = request.uri().path().to_owned();
             let method = request.method().clone();
+            let held = inner.held.iter().find(|(part, _)| path.contains(part));
+            let held = held.map(|(_, gate)| Arc::clone(gate));
             inner.log.push((self.me.clone(), to.to_owned(), method, path));
-            inner.nodes.get(to).and_then(|end| end.router.clone())
+            self.wires.1.send_replace(());
+            (inner.nodes.get(to).and_then(|end| end.router.clone()), held)
         };
         let Some(router) = router else {
             return Err(NetworkError::Unreachable(to.to_owned()));
@@ -212,6 +264,10 @@ impl Network for MemoryNetwork {
             .map_err(|_| NetworkError::TimedOut(to.to_owned()))?
             .map_err(|error| broken(error.to_string()))?
             .map_err(|error| broken(error.to_string()))?;
+        if let Some(held) = held {
+            // Nobody ever gives a permit: the wait ends when the gate is closed.
+            let _ = held.acquire().await;
+        }
         // A wire that was cut meanwhile loses the answer, though the work is done: the case retries must survive.
         if !self.wires.lock().connected(&self.me, to) {
             return Err(broken("the wire was cut".to_owned()));

@@ -19,6 +19,7 @@ CREATE TABLE outside_memberships (
     room_id    TEXT NOT NULL,
     membership TEXT NOT NULL,    -- invite, knock, or leave: the invite or knock is over
     seq        INTEGER NOT NULL,
+    via        TEXT NOT NULL,    -- the server that told, through which the room can be answered
     version    TEXT NOT NULL,    -- the room's version
     event_id   TEXT NOT NULL,
     event      TEXT NOT NULL,    -- the m.room.member event, in federation format

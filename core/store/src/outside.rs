@@ -2,7 +2,7 @@
 //! the rooms that users forgot. What the node's own rooms say of members stands elsewhere.
 
 use ruma::{
-    EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
+    EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::room::member::MembershipState,
 };
 use rusqlite::{OptionalExtension, Row, params};
@@ -21,6 +21,8 @@ pub struct OutsideMembership {
     pub membership: MembershipState,
     /// When it came to be.
     pub seq: Seq,
+    /// The server that told, through which the room can be answered.
+    pub via: OwnedServerName,
     /// The room's version.
     pub version: RoomVersionId,
     /// The event that says so.
@@ -40,6 +42,8 @@ pub struct NewOutsideMembership<'a> {
     pub room_id: &'a RoomId,
     /// `invite`, `knock` or `leave`.
     pub membership: &'a MembershipState,
+    /// The server that told, through which the room can be answered.
+    pub via: &'a ServerName,
     /// The room's version.
     pub version: &'a RoomVersionId,
     /// The event that says so.
@@ -50,7 +54,7 @@ pub struct NewOutsideMembership<'a> {
     pub state: &'a [Box<RawValue>],
 }
 
-const COLUMNS: &str = "user_id, room_id, membership, seq, version, event_id, event, state";
+const COLUMNS: &str = "user_id, room_id, membership, seq, via, version, event_id, event, state";
 
 fn outside_membership(row: &Row<'_>) -> rusqlite::Result<OutsideMembership> {
     Ok(OutsideMembership {
@@ -58,10 +62,11 @@ fn outside_membership(row: &Row<'_>) -> rusqlite::Result<OutsideMembership> {
         room_id: column::id(row, 1)?,
         membership: MembershipState::from(row.get::<_, String>(2)?),
         seq: Seq(row.get(3)?),
-        version: column::id(row, 4)?,
-        event_id: column::id(row, 5)?,
-        event: column::json(row, 6)?,
-        state: column::json(row, 7)?,
+        via: column::id(row, 4)?,
+        version: column::id(row, 5)?,
+        event_id: column::id(row, 6)?,
+        event: column::json(row, 7)?,
+        state: column::json(row, 8)?,
     })
 }
 
@@ -127,13 +132,15 @@ impl WriteTxn<'_> {
             what: "stripped state",
             reason: error.to_string(),
         })?;
-        let insert =
-            format!("INSERT OR REPLACE INTO outside_memberships ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+        let insert = format!(
+            "INSERT OR REPLACE INTO outside_memberships ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
+        );
         self.conn().prepare_cached(&insert)?.execute(params![
             new.user_id.as_str(),
             new.room_id.as_str(),
             new.membership.as_str(),
             seq.0,
+            new.via.as_str(),
             new.version.as_str(),
             new.event_id.as_str(),
             new.event.get(),

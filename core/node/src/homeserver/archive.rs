@@ -11,10 +11,7 @@ use ruma::{
 };
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{
-    Context,
-    rooms::state::{admits, find_room},
-};
+use super::{Context, rooms::state::find_room};
 use crate::Error;
 
 /// Events named in one request at the most; further ones are passed over.
@@ -184,7 +181,7 @@ impl<'t> Shelf<'t> {
         let forbidden = || Error::forbidden("your server is not in this room");
         let view = find_room(txn, room)?.ok_or_else(forbidden)?;
         let both_in = txn.is_server_joined(room, peer)? && txn.is_server_joined(room, own)?;
-        if !both_in || !admits(&view, peer)? {
+        if !both_in || !view.allows_server(peer)? {
             return Err(forbidden());
         }
         Ok(Self { txn, room, peer })

@@ -14,10 +14,7 @@ use super::{
     gap::{Attempt, Verdict, keep_live},
     verify::parse,
 };
-use crate::{
-    Error,
-    homeserver::rooms::state::{admits, find_room},
-};
+use crate::{Error, homeserver::rooms::state::find_room};
 
 /// What is answered to a transaction: for each event the reason for which it was not taken, if it was not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,12 +167,31 @@ impl Incoming {
         transaction: &Transaction,
         rooms: Vec<OwnedRoomId>,
     ) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
+        let mut gates = self.gates_now(transaction, rooms).await?;
+        let is_outside = |(room, gate): (&OwnedRoomId, &Gate)| matches!(gate, Gate::Outside).then(|| room.clone());
+        let outside: Vec<OwnedRoomId> = gates.iter().filter_map(is_outside).collect();
+        if outside.is_empty() {
+            return Ok(gates);
+        }
+        // One of them may be being entered: the others in it send us their events from then on, and once only.
+        for room in &outside {
+            self.rooms.settle(room).await;
+        }
+        gates.extend(self.gates_now(transaction, outside).await?);
+        Ok(gates)
+    }
+
+    async fn gates_now(
+        &self,
+        transaction: &Transaction,
+        rooms: Vec<OwnedRoomId>,
+    ) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
         let (own, peer) = (self.ctx.server_name.clone(), transaction.peer.clone());
         let read = self.ctx.store.read(move |txn| {
             let mut gates = HashMap::with_capacity(rooms.len());
             for room in rooms {
                 let gate = match find_room(txn, &room)? {
-                    Some(view) if txn.is_server_joined(&room, &own)? => match admits(&view, &peer)? {
+                    Some(view) if txn.is_server_joined(&room, &own)? => match view.allows_server(&peer)? {
                         true => Gate::Open(view.version().clone()),
                         false => Gate::Closed(view.version().clone()),
                     },

@@ -1,8 +1,13 @@
 //! Making rooms: everything that a new room starts with in one commit, then invitations to users of other servers.
 
-use kith_engine::{BuildError, CreateRoom, CreateRoomError, DEFAULT_VERSION, Draft, build_create, create_room, rules};
+use kith_engine::{
+    BuildError, CheckedPdu, CreateRoom, CreateRoomError, DEFAULT_VERSION, Draft, RoomReader, build_create, create_room,
+    rules,
+};
+use kith_store::StoreError;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, UserId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId,
+    RoomVersionId, UserId,
     api::{
         client::room::{Visibility, create_room::v3 as api, create_room::v3::RoomPreset},
         error::ErrorKind,
@@ -11,6 +16,7 @@ use ruma::{
     exports::http::StatusCode,
     room_version_rules::RoomIdFormatVersion,
     serde::Raw,
+    uint,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -160,12 +166,7 @@ impl Commit<'_, '_> {
             ),
             _ => None,
         };
-        let create =
-            build_create(&first, &room.version, named, self.signer(), self.now).map_err(|error| match error {
-                BuildError::Forbidden(reason) | BuildError::Malformed(reason) => invalid_state(&reason),
-                BuildError::TooLarge(size) => BuildError::TooLarge(size).into(),
-                error => Error::Internal("a room could not be opened", Some(Box::new(error))),
-            })?;
+        let create = self.build_create(&first, &room.version, named)?;
         self.accept(&create)?;
         let room_id = create.room_id().to_owned();
         for draft in drafts {
@@ -177,6 +178,28 @@ impl Commit<'_, '_> {
             })?;
         }
         Ok(room_id)
+    }
+
+    /// Makes the event that opens a room. From room version 12 on the room's id is the event's hash, so that a user's two
+    /// rooms of one millisecond would be one room: the second is made a little later then.
+    fn build_create(
+        &mut self,
+        draft: &Draft,
+        version: &RoomVersionId,
+        room_id: Option<OwnedRoomId>,
+    ) -> Result<CheckedPdu, Error> {
+        loop {
+            let create = build_create(draft, version, room_id.clone(), self.signer(), self.now);
+            let create = create.map_err(|error| match error {
+                BuildError::Forbidden(reason) | BuildError::Malformed(reason) => invalid_state(&reason),
+                BuildError::TooLarge(size) => BuildError::<StoreError>::TooLarge(size).into(),
+                error => Error::Internal("a room could not be opened", Some(Box::new(error))),
+            })?;
+            if self.txn.room_version(create.room_id())?.is_none() {
+                return Ok(create);
+            }
+            self.now = MilliSecondsSinceUnixEpoch(self.now.get().saturating_add(uint!(1)));
+        }
     }
 }
 

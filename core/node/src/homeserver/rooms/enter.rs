@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kith_engine::{
     CheckedPdu, Expected, ImportError, SUPPORTED_VERSIONS, UncheckedPdu, build_on_template, import_room,
-    json::parse_object, prune_stripped_state,
+    json::parse_object, membership_of, prune_stripped_state,
 };
 use kith_store::{NewOutsideMembership, StoreError};
 use ruma::{
@@ -137,7 +137,7 @@ impl Rooms {
         let told = stripped(&answer.knock_room_state)?;
         let state =
             prune_stripped_state(&told, room, knock.version()).map_err(|error| broken(server, error.to_string()))?;
-        self.keep_outside(user, MembershipState::Knock, &knock, state).await
+        self.keep_outside(user, server, &knock, state).await
     }
 
     /// Refuses an invite or takes a knock back through the first of these servers that passes it on. If none does, it is
@@ -154,17 +154,14 @@ impl Rooms {
         for server in servers {
             match self.leave_through_one(user, room, server, &fields).await {
                 Ok(leave) => {
-                    return self
-                        .keep_outside(user, MembershipState::Leave, &leave, Vec::new())
-                        .await;
+                    return self.keep_outside(user, server, &leave, Vec::new()).await;
                 }
                 Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
                 Err(error) => tracing::info!(%error, %server, %room, "a server does not pass a leave on"),
             }
         }
         let leave = self.leave_alone(user, room, fields).await?;
-        self.keep_outside(user, MembershipState::Leave, &leave, Vec::new())
-            .await
+        self.keep_outside(user, &self.ctx.server_name, &leave, Vec::new()).await
     }
 
     async fn leave_through_one(
@@ -267,11 +264,12 @@ impl Rooms {
     async fn keep_outside(
         &self,
         user: &UserId,
-        membership: MembershipState,
+        via: &ServerName,
         event: &CheckedPdu,
         state: Vec<Box<RawValue>>,
     ) -> Result<(), Error> {
-        let (user, event) = (user.to_owned(), event.clone());
+        let (user, via, event) = (user.to_owned(), via.to_owned(), event.clone());
+        let membership = membership_of(event.pdu()).unwrap_or(MembershipState::Leave);
         self.ctx
             .store
             .write(move |txn| {
@@ -279,6 +277,7 @@ impl Rooms {
                     user_id: &user,
                     room_id: event.room_id(),
                     membership: &membership,
+                    via: &via,
                     version: event.version(),
                     event_id: event.event_id(),
                     event: &event.pdu().to_raw(),

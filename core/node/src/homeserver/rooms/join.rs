@@ -1,15 +1,12 @@
 //! Joining and knocking: through the room's own state where this node is in the room, else through a server that is.
 
+use super::{Rooms, aliases::MAX_SERVERS, member::member_draft};
+use crate::Error;
 use kith_engine::{JoinGrant, join_grant};
-use kith_store::ReadTxn;
 use ruma::{
     CanonicalJsonValue, OwnedRoomId, OwnedServerName, RoomId, UserId, api::error::ErrorKind,
     events::room::member::MembershipState,
 };
-use serde::Deserialize;
-
-use super::{Rooms, aliases::MAX_SERVERS, member::member_draft};
-use crate::Error;
 
 impl Rooms {
     /// Joins a room, through `via` and whatever other servers are known to be in it if this node is not. Joining again
@@ -121,8 +118,8 @@ impl Rooms {
         drop(self.entering.take(room).await);
     }
 
-    /// Servers to enter a room through, the likeliest first: those that the client names, the one that invited the user,
-    /// those that were in the room when this node was, and the one that made it.
+    /// Servers to enter a room through, the likeliest first: those that the client names, the one that passed on an invite or a
+    /// knock, those that were in the room when this node was, and the one that made it.
     pub(super) async fn ways_in(
         &self,
         user: &UserId,
@@ -135,7 +132,8 @@ impl Rooms {
             .store
             .read(move |txn| {
                 let mut servers: Vec<OwnedServerName> = Vec::new();
-                let known = via.into_iter().chain(inviting_server(txn, &user, &room)?);
+                let told = txn.outside_membership(&user, &room)?.map(|outside| outside.via);
+                let known = via.into_iter().chain(told);
                 let known = known.chain(txn.joined_servers(&room)?);
                 let known = known.chain(room.server_name().map(ToOwned::to_owned));
                 for server in known {
@@ -152,19 +150,6 @@ impl Rooms {
 /// What a task that must not be cut short came to.
 fn finished<T>(outcome: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, Error> {
     outcome.map_err(|error| Error::Internal("a task of the rooms service ended early", Some(Box::new(error))))?
-}
-
-/// The server of whoever invited the user, as far as it is known.
-fn inviting_server(txn: &ReadTxn<'_>, user: &UserId, room: &RoomId) -> Result<Option<OwnedServerName>, Error> {
-    #[derive(Deserialize)]
-    struct Event {
-        sender: ruma::OwnedUserId,
-    }
-    let Some(outside) = txn.outside_membership(user, room)? else {
-        return Ok(None);
-    };
-    let event: Option<Event> = serde_json::from_str(outside.event.get()).ok();
-    Ok(event.map(|event| event.sender.server_name().to_owned()))
 }
 
 /// Whether a refusal says no more than that this server cannot help.

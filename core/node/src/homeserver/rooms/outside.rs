@@ -46,7 +46,7 @@ impl Rooms {
         let target = target.ok_or_else(|| Error::invalid_param("the invited user is not of this server"))?;
         self.must_take_invites(&target).await?;
 
-        let (own, json) = (self.ctx.server_name.clone(), invite.pdu().to_raw());
+        let (own, peer, json) = (self.ctx.server_name.clone(), peer.to_owned(), invite.pdu().to_raw());
         let kept = json.clone();
         self.ctx
             .store
@@ -57,6 +57,7 @@ impl Rooms {
                         user_id: &target,
                         room_id: &room,
                         membership: &MembershipState::Invite,
+                        via: &peer,
                         version: &version,
                         event_id: invite.event_id(),
                         event: &kept,
@@ -108,6 +109,7 @@ impl Rooms {
                         user_id: &user,
                         room_id: &room,
                         membership: &MembershipState::Leave,
+                        via: &standing.via,
                         version: &standing.version,
                         event_id: event.event_id(),
                         event: &event.pdu().to_raw(),

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use super::{
     Rooms,
     enter::incompatible,
-    state::{CurrentRoom, admits, get_room},
+    state::{CurrentRoom, get_room},
 };
 use crate::Error;
 
@@ -167,7 +167,7 @@ fn resident_room<'a, 't>(
         return Err(Error::not_found("this server is not in that room"));
     }
     let current = get_room(txn, room)?;
-    if !admits(&current, peer)? {
+    if !current.allows_server(peer)? {
         return Err(Error::forbidden("the room does not let your server take part"));
     }
     Ok(current)

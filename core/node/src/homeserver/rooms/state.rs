@@ -3,10 +3,10 @@
 use kith_engine::RoomView;
 use kith_store::ReadTxn;
 use ruma::{
-    RoomId, ServerName, UserId,
+    RoomId, UserId,
     events::{
         StateEventType,
-        room::{history_visibility::HistoryVisibility, member::MembershipState, server_acl::RoomServerAclEventContent},
+        room::{history_visibility::HistoryVisibility, member::MembershipState},
     },
 };
 
@@ -47,12 +47,4 @@ pub(crate) fn is_world_readable(room: &CurrentRoom<'_, '_>) -> Result<bool, Erro
 pub(crate) fn may_send_state(room: &CurrentRoom<'_, '_>, user: &UserId, kind: StateEventType) -> Result<bool, Error> {
     let joined = room.membership(user)? == MembershipState::Join;
     Ok(joined && room.power_levels()?.user_can_send_state(user, kind))
-}
-
-/// Whether the room's access list lets this server take part.
-///
-/// Client-server API, "Server Access Control Lists (ACLs) for rooms".
-pub(crate) fn admits(room: &CurrentRoom<'_, '_>, server: &ServerName) -> Result<bool, Error> {
-    let acl = room.content::<RoomServerAclEventContent>(StateEventType::RoomServerAcl, "")?;
-    Ok(acl.is_none_or(|acl| acl.is_allowed(server)))
 }
