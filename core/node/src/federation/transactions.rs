@@ -2,6 +2,7 @@
 //! transaction is answered once everything in it is kept.
 
 use axum::Router;
+use futures::future::join_all;
 use ruma::{
     ServerName,
     api::federation::transactions::{edu::Edu, send_transaction_message},
@@ -47,8 +48,9 @@ async fn send_transaction_message(
     for pdu in &received.outside {
         must_be_kept(hs.rooms.handle_outside_member(&peer, pdu).await)?;
     }
-    for edu in &request.edus {
-        must_be_kept(handle_edu(&hs, &peer, edu).await)?;
+    // All at once, so that they share a commit: each begins with its write, and the writer keeps their order.
+    for outcome in join_all(request.edus.iter().map(|edu| handle_edu(&hs, &peer, edu))).await {
+        must_be_kept(outcome)?;
     }
     if !only_pdus {
         hs.incoming.finish(&transaction, &received.answer).await?;
@@ -63,6 +65,8 @@ async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Resul
         Edu::SigningKeyUpdate(content) => hs.keys.handle_signing_key_update(peer, content).await,
         Edu::DirectToDevice(content) => hs.to_device.handle_direct_to_device(peer, content).await,
         Edu::Presence(content) => hs.presence.handle_presence(peer, content).await,
+        Edu::Typing(content) => hs.ephemeral.handle_typing(peer, content).await,
+        Edu::Receipt(content) => hs.ephemeral.handle_receipts(peer, content).await,
         other => {
             tracing::debug!(%peer, ?other, "an EDU of a kind that is not known; ignored");
             Ok(())

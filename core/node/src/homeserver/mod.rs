@@ -24,10 +24,10 @@ pub mod sync;
 mod tasks;
 pub mod timeline;
 mod to_device;
-mod turns;
-mod user_directory;
 #[cfg(test)]
 mod to_device_tests;
+mod turns;
+mod user_directory;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};

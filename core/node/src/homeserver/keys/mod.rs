@@ -5,6 +5,8 @@ pub(crate) mod announce;
 mod claim;
 mod cross_signing;
 mod dehydrated;
+#[cfg(test)]
+mod federated_tests;
 mod query;
 mod remote;
 mod show;

@@ -364,9 +364,9 @@ fn keep_fetched(
     gaps: i64,
     response: &get_devices::v1::Response,
 ) -> Result<(), Error> {
-    let Some(held) = txn.remote_device_list(user)? else {
+    if txn.remote_device_list(user)?.is_none() {
         return Ok(());
-    };
+    }
     let devices = response.devices.iter();
     let mut devices: Vec<DeviceRow> = devices
         .filter_map(|device| {
@@ -387,8 +387,8 @@ fn keep_fetched(
         (KeyUsage::SelfSigning, response.self_signing_key.as_ref()),
     ];
     changed |= set_cross_signing(txn, user, keys, true)?;
-    // Whoever asked meanwhile was answered from the older copy. There was none before the first fetch.
-    if changed && held.stream_id > 0 {
+    // Whoever asked before was answered from the older copy, or not at all.
+    if changed {
         txn.note_device_list_change(user)?;
     }
     Ok(())

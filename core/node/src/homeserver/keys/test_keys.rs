@@ -7,7 +7,7 @@ use ruma::{
 };
 use serde_json::{Value, json};
 
-use crate::testing::Client;
+use crate::testing::{Client, Node};
 
 /// An Ed25519 key pair.
 pub(crate) struct TestKey {
@@ -89,4 +89,13 @@ pub(crate) fn one_time_keys(names: impl IntoIterator<Item = String>) -> Value {
         (format!("signed_curve25519:{name}"), key)
     });
     Value::Object(keys.collect())
+}
+
+/// A client of a node that was started again.
+pub(crate) fn again_at(node: &Node, client: &Client) -> Client {
+    let mut again = node.client();
+    again.token.clone_from(&client.token);
+    again.user_id.clone_from(&client.user_id);
+    again.device_id.clone_from(&client.device_id);
+    again
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::test_keys::{TestIdentity, TestKey, one_time_keys};
-use crate::testing::{Client, Cluster, Node, assert_refused};
+use super::test_keys::{TestIdentity, TestKey, again_at, one_time_keys};
+use crate::testing::{Client, Cluster, assert_refused};
 
 const UPLOAD: &str = "/_matrix/client/v3/keys/upload";
 const QUERY: &str = "/_matrix/client/v3/keys/query";
@@ -40,15 +40,6 @@ async fn claim(client: &Client, of: &Client) -> Option<String> {
     let keys = answer["one_time_keys"][user][device].as_object()?;
     assert_eq!(keys.len(), 1);
     keys.keys().next().cloned()
-}
-
-/// A client of a node that was started again.
-fn again(node: &Node, client: &Client) -> Client {
-    let mut again = node.client();
-    again.token.clone_from(&client.token);
-    again.user_id.clone_from(&client.user_id);
-    again.device_id.clone_from(&client.device_id);
-    again
 }
 
 #[tokio::test]
@@ -116,7 +107,7 @@ async fn one_time_keys_are_claimed_once_then_the_fallback_key() {
     let answer = alice.post_ok(UPLOAD, upload.clone()).await;
     assert_eq!(answer["one_time_key_counts"]["signed_curve25519"], 1);
     cluster.nodes[0].restart().await;
-    let (alice, bob) = (again(&cluster[0], &alice), again(&cluster[0], &bob));
+    let (alice, bob) = (again_at(&cluster[0], &alice), again_at(&cluster[0], &bob));
     assert_eq!(claim(&bob, &alice).await.unwrap(), "signed_curve25519:K001");
     for _ in 0..2 {
         assert_eq!(claim(&bob, &alice).await.unwrap(), "signed_curve25519:K009");
