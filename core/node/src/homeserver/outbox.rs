@@ -22,6 +22,7 @@ use tokio::{
     sync::{
         Notify,
         broadcast::{Receiver, error::RecvError},
+        watch,
     },
     task::{JoinHandle, JoinSet},
 };
@@ -54,6 +55,8 @@ struct Inner {
 struct Shared {
     ctx: Context,
     destinations: Mutex<HashMap<OwnedServerName, Arc<Destination>>>,
+    /// How many destinations there are.
+    waiting: watch::Sender<usize>,
     closing: CancellationToken,
 }
 
@@ -81,6 +84,7 @@ impl Outbox {
         let shared = Shared {
             ctx,
             destinations: Mutex::default(),
+            waiting: watch::Sender::new(0),
             closing: CancellationToken::new(),
         };
         Self {
@@ -137,6 +141,11 @@ impl Outbox {
         self.inner.shared.handle_seen(server);
     }
 
+    /// For how many servers something waits; 0 once everything is delivered and forgotten.
+    pub fn waiting(&self) -> watch::Receiver<usize> {
+        self.inner.shared.waiting.subscribe()
+    }
+
     /// Hands something to a server's task, and starts the task if there is none.
     fn with_destination(&self, server: OwnedServerName, give: impl FnOnce(&Destination)) {
         let shared = &self.inner.shared;
@@ -153,6 +162,7 @@ impl Outbox {
                 let server = place.key().clone();
                 let destination = Arc::clone(place.insert(Arc::default()));
                 give(&destination);
+                shared.waiting.send_replace(destinations.len());
                 self.spawn(serve(Arc::clone(shared), server, destination));
             }
         }
@@ -185,6 +195,7 @@ impl Shared {
             return false;
         }
         destinations.remove(server);
+        self.waiting.send_replace(destinations.len());
         true
     }
 

@@ -9,6 +9,9 @@ mod verify;
 
 pub use transaction::Answer;
 
+#[cfg(test)]
+mod tests;
+
 use ruma::{OwnedRoomId, OwnedServerName};
 
 use super::{Context, Outbox, Rooms, ServerKeys, turns::Turns};
