@@ -63,8 +63,6 @@ async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Resul
     match edu {
         Edu::DeviceListUpdate(content) => hs.keys.handle_device_list_update(peer, content).await,
         Edu::SigningKeyUpdate(content) => hs.keys.handle_signing_key_update(peer, content).await,
-        Edu::Typing(content) => hs.ephemeral.handle_typing(peer, content).await,
-        Edu::Receipt(content) => hs.ephemeral.handle_receipts(peer, content).await,
         Edu::DirectToDevice(content) => hs.to_device.handle_direct_to_device(peer, content).await,
         Edu::Presence(content) => hs.presence.handle_presence(peer, content).await,
         Edu::Typing(content) => hs.ephemeral.handle_typing(peer, content).await,
