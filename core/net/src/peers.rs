@@ -198,6 +198,10 @@ impl Peers {
         let last = sessions.is_empty();
         if last {
             table.remove(&peer.server_name);
+        }
+        // Whoever is told looks into the table.
+        drop((sessions, table));
+        if last {
             let _ = self.events.send(PeerEvent::Down(peer.server_name.clone()));
         }
         self.changes.send_modify(|changes| *changes += 1);

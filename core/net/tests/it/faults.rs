@@ -11,7 +11,7 @@ use rand::rngs::OsRng;
 use tokio::sync::mpsc;
 
 use crate::{
-    node::{Keys, Node, QUIC, Setup, TCP, quick, service, wait_for},
+    node::{Keys, Node, QUIC, Setup, TCP, connections, quick, service, wait_for},
     wire::Wire,
 };
 
@@ -264,7 +264,6 @@ fn a_peer_that_was_killed_and_restarted_is_reached_over_its_new_connection() {
     let mut setup = Setup::new();
     setup.timing.active_ping_timeout = Duration::from_millis(500);
     let (alice, bob) = (here.block_on(setup.start()), there.block_on(Setup::new().start()));
-    let mut changes = alice.net.peer_changes();
     here.block_on(async {
         alice.learn(&bob).await;
         alice.get(&bob, "/").await.unwrap();
@@ -284,10 +283,7 @@ fn a_peer_that_was_killed_and_restarted_is_reached_over_its_new_connection() {
             &alice.expected("/again")
         );
         // What is left of the old connection is found out and closed.
-        changes
-            .wait_for(|_| alice.net.peers()[0].connections.len() == 1)
-            .await
-            .unwrap();
+        connections(&alice, |peers| peers[0].connections.len() == 1).await;
         assert!(!alice.net.peers()[0].connections[0].dialled);
     });
 }
@@ -298,7 +294,6 @@ async fn crossing_connections_become_one_and_no_request_is_lost() {
     let bob = Setup::new().listen(&[QUIC, TCP]).start().await;
     alice.learn(&bob).await;
     bob.learn(&alice).await;
-    let mut changes = [alice.net.peer_changes(), bob.net.peer_changes()];
     let paths: Vec<_> = (0..200).map(|number| format!("/{number}")).collect();
     let there = join_all(paths.iter().map(|path| alice.get(&bob, path)));
     let back = join_all(paths.iter().map(|path| bob.get(&alice, path)));
@@ -307,11 +302,8 @@ async fn crossing_connections_become_one_and_no_request_is_lost() {
         assert_eq!(there[number].as_ref().unwrap().body(), &alice.expected(path));
         assert_eq!(back[number].as_ref().unwrap().body(), &bob.expected(path));
     }
-    for (node, changes) in [&alice, &bob].into_iter().zip(&mut changes) {
-        changes
-            .wait_for(|_| node.net.peers()[0].connections.len() == 1)
-            .await
-            .unwrap();
+    for node in [&alice, &bob] {
+        connections(node, |peers| peers[0].connections.len() == 1).await;
     }
 }
 

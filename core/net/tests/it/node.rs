@@ -18,14 +18,17 @@ use http_body_util::{BodyExt, Full};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
 use kith_net::{
     Body, ConnectionLimits, Directory, DirectoryError, InboundService, Multiaddr, Net, NetConfig, PeerAddresses,
-    PeerEvent, RequestError, RequestLimits, Timing,
+    PeerEvent, PeerInfo, RequestError, RequestLimits, Timing,
 };
 use rand::rngs::OsRng;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::timeout};
 
 pub(crate) const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 pub(crate) const TCP: &str = "/ip4/127.0.0.1/tcp/0";
+
+/// For what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A day in 2026, in milliseconds.
 pub(crate) const NOW: u64 = 1_790_000_000_000;
@@ -245,7 +248,18 @@ impl Node {
     }
 }
 
+/// What must come, and comes soon unless something is broken: then the test fails instead of waiting for ever.
+pub(crate) async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, awaited).await.expect("it never came")
+}
+
 /// The next event of a kind; others are passed over.
 pub(crate) async fn wait_for(events: &mut broadcast::Receiver<PeerEvent>, wanted: &PeerEvent) {
-    while events.recv().await.unwrap() != *wanted {}
+    soon(async { while events.recv().await.unwrap() != *wanted {} }).await;
+}
+
+/// Waits until the connections of `node` are as wanted.
+pub(crate) async fn connections(node: &Node, wanted: impl Fn(&[PeerInfo]) -> bool) {
+    let mut changes = node.net.peer_changes();
+    soon(changes.wait_for(|_| wanted(&node.net.peers()))).await.unwrap();
 }

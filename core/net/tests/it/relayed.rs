@@ -9,7 +9,7 @@ use kith_net::{
 };
 use rand::rngs::OsRng;
 
-use crate::node::{Node, QUIC, Setup, wait_for};
+use crate::node::{Node, QUIC, Setup, connections, soon, wait_for};
 
 async fn relay(key: &TransportKey, listen: &str) -> Relay {
     Relay::start(RelayConfig {
@@ -47,7 +47,7 @@ async fn a_node_with_a_place_at_a_relay_is_reached_through_it() {
     let alice = Setup::new().listen(&[]).start().await;
     for setup in [bob, carol] {
         let bob = setup.start().await;
-        bob.net.listening(|addresses| addresses.iter().any(is_circuit)).await;
+        soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
         learn_circuits(&alice, &bob).await;
         assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
         assert_eq!(bob.get(&alice, "/back").await.unwrap().body(), &bob.expected("/back"));
@@ -72,16 +72,16 @@ async fn a_place_that_was_lost_is_asked_for_again() {
     setup.relays = first.addrs();
     let bob = setup.start().await;
     let alice = Setup::new().listen(&[]).start().await;
-    bob.net.listening(|addresses| addresses.iter().any(is_circuit)).await;
+    soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
     learn_circuits(&alice, &bob).await;
     alice.get(&bob, "/").await.unwrap();
 
     let mut events = alice.net.events();
     first.shutdown().await;
     wait_for(&mut events, &PeerEvent::Down(bob.name())).await;
-    bob.net.listening(|addresses| !addresses.iter().any(is_circuit)).await;
+    soon(bob.net.listening(|addresses| !addresses.iter().any(is_circuit))).await;
     let _second = relay(&key, &listen).await;
-    bob.net.listening(|addresses| addresses.iter().any(is_circuit)).await;
+    soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
     assert_eq!(
         alice.get(&bob, "/again").await.unwrap().body(),
         &alice.expected("/again")
@@ -95,15 +95,14 @@ async fn a_straight_path_replaces_the_relayed_one() {
     setup.relays = relay.addrs();
     let bob = setup.start().await;
     let alice = Setup::new().start().await;
-    bob.net.listening(|addresses| addresses.iter().any(is_circuit)).await;
+    soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
     learn_circuits(&alice, &bob).await;
-    let mut changes = alice.net.peer_changes();
     alice.get(&bob, "/").await.unwrap();
-    let straight = |connections: &[kith_net::ConnectionInfo]| matches!(connections, [one] if !one.relayed);
-    changes
-        .wait_for(|_| straight(&alice.net.peers()[0].connections))
-        .await
-        .unwrap();
+    connections(
+        &alice,
+        |peers| matches!(&peers[0].connections[..], [one] if !one.relayed),
+    )
+    .await;
     assert_eq!(
         alice.get(&bob, "/again").await.unwrap().body(),
         &alice.expected("/again")

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::node::{NOW, Node, timestamp};
+use crate::node::{NOW, Node, soon, timestamp};
 
 /// The hello's messages, as `hello.rs` has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -129,7 +129,7 @@ impl Rogue {
 
     /// Waits until the victim has closed the connection.
     pub(crate) async fn closed(&mut self) {
-        self.closed.wait_for(|closed| *closed).await.unwrap();
+        soon(self.closed.wait_for(|closed| *closed)).await.unwrap();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::{
-    node::{Keys, Setup, service, wait_for},
+    node::{Keys, Setup, service, soon, wait_for},
     rogue::Rogue,
 };
 
@@ -51,12 +51,12 @@ async fn a_stranger_has_four_requests_which_wait_for_its_hello() {
         .collect();
     // Two too many are refused at once; the others wait.
     for _ in 0..2 {
-        assert_eq!(answers.next().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(soon(answers.next()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     }
     let keys = Keys::generate();
     rogue.greet(&keys).await;
     for _ in 0..4 {
-        let answer = answers.next().await.unwrap();
+        let answer = soon(answers.next()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert!(body.starts_with(keys.server_name().as_bytes()));
@@ -123,10 +123,10 @@ async fn a_flood_waits_in_its_own_queue_and_others_are_served() {
     }
     // Of 32 on four streams, 8 run, 8 wait and 16 are refused.
     for _ in 0..16 {
-        assert_eq!(answers.next().await.unwrap(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(soon(answers.next()).await.unwrap(), StatusCode::TOO_MANY_REQUESTS);
     }
     for _ in 0..8 {
-        arrivals.recv().await.unwrap();
+        soon(arrivals.recv()).await.unwrap();
     }
     let honest = Setup::new().start().await;
     honest.learn(&victim).await;
@@ -134,7 +134,7 @@ async fn a_flood_waits_in_its_own_queue_and_others_are_served() {
 
     gate.add_permits(16);
     for _ in 0..16 {
-        assert_eq!(answers.next().await.unwrap(), StatusCode::OK);
+        assert_eq!(soon(answers.next()).await.unwrap(), StatusCode::OK);
     }
     assert_eq!(most.load(Ordering::SeqCst), 8);
 }
