@@ -19,7 +19,7 @@ use crate::{
     ConnectionLimits, InboundService, Timing,
     address::{self, Path},
     client::HttpClient,
-    hello::{HelloFault, OwnSide, Verified},
+    hello::{HelloFault, OwnSide, Turn, Verified},
     peers::Peer,
     server,
     streams::{self, OpenError, Opener, Protocol},
@@ -76,6 +76,17 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
 }
 
+/// Who says hello, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// We opened the connection, and open the hello's stream.
+    Dialler(Turn),
+    /// The peer opened both.
+    Listener,
+    /// Nobody: the connection is to a relay, which is to learn no name.
+    None,
+}
+
 /// Who the other end is, as far as is known.
 #[derive(Debug, Clone)]
 pub(crate) enum Standing {
@@ -91,6 +102,7 @@ pub(crate) struct Session {
     pub(crate) peer_id: PeerId,
     pub(crate) address: Multiaddr,
     pub(crate) dialled: bool,
+    greeting: Greeting,
     path: Path,
     /// Grows with every connection.
     number: u64,
@@ -112,7 +124,12 @@ pub(crate) struct Session {
 
 impl Session {
     /// Takes a connection that is up; [`Session::run`] does the rest.
-    pub(crate) fn new(connection: &streams::Connection, number: u64, shared: Arc<Shared>) -> Arc<Self> {
+    pub(crate) fn new(
+        connection: &streams::Connection,
+        greeting: Greeting,
+        number: u64,
+        shared: Arc<Shared>,
+    ) -> Arc<Self> {
         let address = connection.endpoint.get_remote_address().clone();
         Arc::new(Self {
             id: connection.id,
@@ -120,6 +137,7 @@ impl Session {
             path: Path::of(&address),
             address: address::split_peer_id(address).0,
             dialled: connection.endpoint.is_dialer(),
+            greeting,
             number,
             opener: connection.opener.clone(),
             client: HttpClient::default(),
@@ -276,15 +294,13 @@ impl Session {
     /// Presents and hears the hello, and reports what came of it.
     async fn hello(self: Arc<Self>, accepted: oneshot::Receiver<Stream>) {
         let exchange = async {
-            let stream = if self.dialled {
-                self.opener
-                    .open(Protocol::Hello)
-                    .await
-                    .map_err(SessionFault::HelloStream)?
-            } else {
-                accepted.await.map_err(|_| SessionFault::NoHello)?
+            let (stream, turn) = match self.greeting {
+                Greeting::Dialler(turn) => (self.opener.open(Protocol::Hello).await, turn),
+                Greeting::Listener => (accepted.await.map_err(|_| OpenError::Closed), Turn::First),
+                Greeting::None => (Err(OpenError::Unsupported), Turn::Second),
             };
-            Ok(self.shared.own.exchange(stream, self.peer_id).await?)
+            let stream = stream.map_err(SessionFault::HelloStream)?;
+            Ok(self.shared.own.exchange(stream, self.peer_id, turn).await?)
         };
         let outcome = match timeout(self.shared.timing.hello, exchange).await {
             Ok(outcome) => outcome,
@@ -295,7 +311,11 @@ impl Session {
                 self.opener.keep_alive(true).await;
                 self.report(News::Known(verified)).await;
             }
-            Err(fault) if self.dialled && speaks_other_protocols(&fault) => self.report(News::Nameless).await,
+            Err(fault) if self.dialled && speaks_other_protocols(&fault) => {
+                // libp2p looks whether a connection is idle only when its handler stirs, not when a stream is dropped.
+                self.opener.keep_alive(false).await;
+                self.report(News::Nameless).await;
+            }
             Err(fault) => self.over(fault).await,
         }
     }

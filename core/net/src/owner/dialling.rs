@@ -23,6 +23,7 @@ use crate::{
     PeerAddresses,
     address::{is_dialable, split_peer_id},
     book::AddressBook,
+    hello::Turn,
     peers::{NotConnected, Peer},
 };
 
@@ -56,8 +57,18 @@ struct Attempt {
 /// A peer that is being dialled.
 struct Dial {
     target: PeerAddresses,
-    /// Another peer answered there before. One that has a new PeerId for every dial is not followed further.
-    corrected: bool,
+    told_by: Source,
+}
+
+/// Who told the PeerId that is dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The server itself, by a ticket or on an earlier connection.
+    Server,
+    /// Somebody on the local network.
+    Lan,
+    /// Whoever answered where another was dialled. One that has a new PeerId for every dial is not followed further.
+    Correction,
 }
 
 /// What is being dialled and why.
@@ -72,9 +83,13 @@ pub(super) struct Dialling {
 }
 
 impl Dialling {
-    /// A dial became a connection. It stays open in its attempts until its hello is heard.
-    pub(super) fn established(&mut self, id: ConnectionId) {
-        self.dials.remove(&id);
+    /// A dial became a connection. It stays open in its attempts until its hello is heard. Says when to speak there, if the
+    /// dial was ours.
+    pub(super) fn established(&mut self, id: ConnectionId) -> Option<Turn> {
+        self.dials.remove(&id).map(|dial| match dial.told_by {
+            Source::Server => Turn::First,
+            Source::Lan | Source::Correction => Turn::Second,
+        })
     }
 
     /// Peers that left the local network.
@@ -117,7 +132,7 @@ impl Owner {
         self.dialling.attempts.insert(server.clone(), attempt);
         self.look_up(server.clone());
         let known = self.dialling.book.lookup(&server).to_vec();
-        self.dial_for(&server, &known);
+        self.dial_for(&server, &known, Source::Server);
         self.dial_lan_for(&server);
     }
 
@@ -142,14 +157,14 @@ impl Owner {
             return;
         };
         attempt.looking_up = false;
-        self.dial_for(server, found);
+        self.dial_for(server, found, Source::Server);
         self.end_attempt_if_hopeless(server);
     }
 
     /// Dials where the server may be.
-    fn dial_for(&mut self, server: &ServerName, known: &[PeerAddresses]) {
+    fn dial_for(&mut self, server: &ServerName, known: &[PeerAddresses], told_by: Source) {
         for PeerAddresses { peer_id, addresses } in known {
-            if let Some(id) = self.dial(*peer_id, addresses.clone()) {
+            if let Some(id) = self.dial(*peer_id, addresses.clone(), told_by) {
                 self.join(server, id);
             }
         }
@@ -165,7 +180,7 @@ impl Owner {
                 addresses: addresses.clone(),
             })
             .collect();
-        self.dial_for(server, &strangers);
+        self.dial_for(server, &strangers, Source::Lan);
     }
 
     fn join(&mut self, server: &ServerName, id: ConnectionId) {
@@ -176,7 +191,12 @@ impl Owner {
 
     /// Dials a peer at addresses, unless that is being done or it is connected. Gives what to wait for: the dial, or the
     /// connection whose hello is still to come.
-    pub(super) fn dial(&mut self, peer_id: PeerId, mut addresses: Vec<Multiaddr>) -> Option<ConnectionId> {
+    pub(super) fn dial(
+        &mut self,
+        peer_id: PeerId,
+        mut addresses: Vec<Multiaddr>,
+        told_by: Source,
+    ) -> Option<ConnectionId> {
         addresses.retain(is_dialable);
         let mut sessions = self.sessions.values().map(|entry| &entry.session);
         // A peer that is known is known to be another server, or it would not be looked for.
@@ -191,18 +211,18 @@ impl Owner {
         });
         match same {
             Some((id, _)) => Some(*id),
-            None => self.dial_anew(PeerAddresses { peer_id, addresses }, false),
+            None => self.dial_anew(PeerAddresses { peer_id, addresses }, told_by),
         }
     }
 
     /// Dials a peer that is connected already, for a better connection.
     pub(super) fn dial_beside(&mut self, peer_id: PeerId, addresses: Vec<Multiaddr>) {
         if !self.dialling.dials.values().any(|dial| dial.target.peer_id == peer_id) {
-            self.dial_anew(PeerAddresses { peer_id, addresses }, false);
+            self.dial_anew(PeerAddresses { peer_id, addresses }, Source::Server);
         }
     }
 
-    fn dial_anew(&mut self, target: PeerAddresses, corrected: bool) -> Option<ConnectionId> {
+    fn dial_anew(&mut self, target: PeerAddresses, told_by: Source) -> Option<ConnectionId> {
         if target.peer_id == *self.swarm.local_peer_id() || target.addresses.is_empty() {
             return None;
         }
@@ -213,7 +233,7 @@ impl Owner {
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dialling.dials.insert(id, Dial { target, corrected });
+                self.dialling.dials.insert(id, Dial { target, told_by });
                 Some(id)
             }
             Err(error) => {
@@ -227,12 +247,13 @@ impl Owner {
     pub(super) fn handle_dial_error(&mut self, id: ConnectionId, error: DialError) {
         tracing::debug!(%error, "a dial failed");
         let failed = self.dialling.dials.remove(&id);
-        if let (Some(Dial { corrected: false, .. }), DialError::WrongPeerId { obtained, address }) = (failed, error) {
+        let first = failed.is_some_and(|dial| dial.told_by != Source::Correction);
+        if let (true, DialError::WrongPeerId { obtained, address }) = (first, error) {
             let target = PeerAddresses {
                 peer_id: obtained,
                 addresses: vec![split_peer_id(address).0],
             };
-            if let Some(again) = self.dial_anew(target, true) {
+            if let Some(again) = self.dial_anew(target, Source::Correction) {
                 let attempts = self.dialling.attempts.values_mut();
                 for attempt in attempts.filter(|attempt| attempt.open.contains(&id)) {
                     attempt.open.insert(again);
@@ -374,7 +395,7 @@ impl Owner {
         if connected.contains(&peer_id) || busy >= self.shared.limits.lan_peers {
             return;
         }
-        self.dial(peer_id, addresses);
+        self.dial(peer_id, addresses, Source::Lan);
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     address::{self, Path},
     hello::Verified,
     peers::{NotConnected, Peer, Peers},
-    session::{News, Report, Session, SessionFault, Shared},
+    session::{Greeting, News, Report, Session, SessionFault, Shared},
     streams,
     swarm::{self, Behaviour, BehaviourEvent},
 };
@@ -251,8 +251,13 @@ impl Owner {
             return;
         }
         self.connections += 1;
-        self.dialling.established(connection.id);
-        let session = Session::new(&connection, self.connections, self.shared.clone());
+        let greeting = match self.dialling.established(connection.id) {
+            Some(turn) => Greeting::Dialler(turn),
+            None if connection.endpoint.is_listener() => Greeting::Listener,
+            // libp2p dials on its own only relays that it needs.
+            None => Greeting::None,
+        };
+        let session = Session::new(&connection, greeting, self.connections, self.shared.clone());
         self.shared.tasks.spawn(session.clone().run(connection.accepted));
         let entry = Entry {
             session,
