@@ -15,7 +15,11 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::{Keys, SERVERS_AT_ONCE, failure, limits, show};
-use crate::{Error, federation::client::request_within, network::Limits};
+use crate::{
+    Error,
+    federation::client::request_within,
+    network::{Limits, NetworkError},
+};
 
 /// Users remote and untracked that one request may ask other servers for.
 const MAX_USERS: usize = 10_000;
@@ -37,19 +41,20 @@ impl Keys {
         let stale = self.not_held(users).await?;
         let mut answer = Answer::new();
         let mut untracked: BTreeMap<OwnedServerName, KeyQuery> = BTreeMap::new();
-        let mut refreshing = Vec::new();
+        let mut refreshing: BTreeMap<OwnedServerName, Vec<OwnedUserId>> = BTreeMap::new();
         for (user, tracked) in stale {
             if tracked {
-                refreshing.push(user);
+                let of_server = refreshing.entry(user.server_name().to_owned()).or_default();
+                of_server.push(user);
             } else if let Some(devices) = query.get(&user) {
                 let of_server = untracked.entry(user.server_name().to_owned()).or_default();
                 of_server.insert(user, devices.clone());
             }
         }
         let refreshed = stream::iter(refreshing)
-            .map(|user| async move {
-                let outcome = self.refresh(&user, limits).await;
-                (user.server_name().to_owned(), outcome)
+            .map(|(server, users)| async move {
+                let outcome = self.refresh_all(&server, &users, limits).await;
+                (server, outcome)
             })
             .buffer_unordered(SERVERS_AT_ONCE)
             .collect::<Vec<_>>();
@@ -91,6 +96,19 @@ impl Keys {
                 Ok(response)
             })
             .await
+    }
+
+    /// Completes the copies of one server's users, one after another within the deadline of all. A server that fails once
+    /// is not asked again.
+    async fn refresh_all(&self, server: &ServerName, users: &[OwnedUserId], limits: Limits) -> Result<(), Error> {
+        let refreshing = async {
+            for user in users {
+                self.refresh(user, limits).await?;
+            }
+            Ok(())
+        };
+        let in_time = tokio::time::timeout(limits.deadline, refreshing).await;
+        in_time.unwrap_or_else(|_| Err(NetworkError::TimedOut(server.to_owned()).into()))
     }
 
     /// Those remote users of whom the database holds no complete list, and whether it should, because a room is shared.
