@@ -101,9 +101,9 @@ impl Incoming {
         answer.events.truncate(limit);
         let told = self.check(answer.events, &asked.room, &asked.version, &server).await?;
         let new = before.add(told);
-        let lacking = self.connect(before).await?;
+        let lacking = self.connect(event, before).await?;
         if !lacking.is_empty() && self.fetch_outliers(asked, lacking).await? > 0 {
-            self.connect(before).await?;
+            self.connect(event, before).await?;
         }
         Ok(new)
     }
@@ -131,9 +131,8 @@ impl Incoming {
     }
 
     /// Keeps those of the events whose past is held by now. Returns the events that others of them must be authorised by.
-    async fn connect(&self, before: &mut Unconnected) -> Result<Vec<OwnedEventId>, Error> {
-        // That an event in good standing builds upon them vouches for them, whatever became of their author's key.
-        let events = oldest_first(before.0.values().cloned().map(CheckedPdu::vouched_for).collect());
+    async fn connect(&self, event: &CheckedPdu, before: &mut Unconnected) -> Result<Vec<OwnedEventId>, Error> {
+        let events = oldest_first(before.vouched_for_by(event));
         let (kept, lacking) = self
             .commit(move |txn, rooms| {
                 let (mut kept, mut lacking) = (Vec::new(), Vec::new());
@@ -159,7 +158,7 @@ impl Incoming {
     }
 
     async fn keep_outliers(&self, events: Vec<CheckedPdu>) -> Result<usize, Error> {
-        let events = oldest_first(events.into_iter().map(CheckedPdu::vouched_for).collect());
+        let events = oldest_first(events);
         let mut new = 0;
         for chunk in events.chunks(OUTLIERS_PER_COMMIT) {
             let chunk = chunk.to_vec();
@@ -242,6 +241,25 @@ impl Incoming {
 }
 
 impl Unconnected {
+    /// The events. Those that an event under a good key builds upon, directly or through others, it vouches for,
+    /// whatever became of their author's key since; others that came along with them, nobody does.
+    fn vouched_for_by(&self, event: &CheckedPdu) -> Vec<CheckedPdu> {
+        let mut vouched = BTreeSet::new();
+        let mut open: Vec<&OwnedEventId> = event.pdu().prev_events().iter().collect();
+        while let Some(id) = open.pop().filter(|_| !event.revoked_key()) {
+            if let Some(earlier) = self.0.get(id)
+                && vouched.insert(id)
+            {
+                open.extend(earlier.pdu().prev_events());
+            }
+        }
+        let events = self.0.iter().map(|(id, earlier)| match vouched.contains(id) {
+            true => earlier.clone().vouched_for(),
+            false => earlier.clone(),
+        });
+        events.collect()
+    }
+
     /// Adds events; returns how many of them are new.
     fn add(&mut self, events: Vec<CheckedPdu>) -> usize {
         let before = self.0.len();

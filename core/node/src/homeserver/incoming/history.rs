@@ -84,9 +84,8 @@ impl Incoming {
             Ok::<_, Error>(held)
         });
         let held = read.await?;
-        // They are named by events that are held, so that a key revoked since does not matter.
         let new = told.into_iter().filter(|event| !held.contains(event.event_id()));
-        Ok(oldest_first(new.map(CheckedPdu::vouched_for).collect()))
+        Ok(oldest_first(new.collect()))
     }
 
     /// Keeps a chunk, oldest event first. Returns whether any of it was kept.
