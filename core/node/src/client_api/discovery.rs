@@ -27,7 +27,7 @@ const VERSIONS: [&str; 14] = [
 ];
 
 /// What is answered beyond the specification, by the name clients look for.
-const UNSTABLE_FEATURES: [&str; 0] = [];
+const UNSTABLE_FEATURES: [&str; 1] = ["uk.tcpip.msc4133"];
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = endpoint(router, get_supported_versions);
