@@ -39,11 +39,13 @@ pub fn split_peer_id(mut address: Multiaddr) -> (Multiaddr, Option<PeerId>) {
     }
 }
 
-/// The address of a peer that has a place at `relay`, whose address ends in `/p2p/RELAY`.
+/// The address to listen on for a place at `relay`, whose own address ends in `/p2p/RELAY`, with or without `/p2p-circuit`
+/// after that.
 pub fn circuit_address(relay: &Multiaddr) -> Option<Multiaddr> {
-    match relay.iter().last() {
-        Some(Protocol::P2p(_)) => Some(relay.clone().with(Protocol::P2pCircuit)),
-        Some(Protocol::P2pCircuit) => Some(relay.clone()),
+    let parts: Vec<_> = relay.iter().collect();
+    match parts[..] {
+        [.., Protocol::P2p(_)] if !is_relayed(relay) => Some(relay.clone().with(Protocol::P2pCircuit)),
+        [.., Protocol::P2p(_), Protocol::P2pCircuit] => Some(relay.clone()),
         _ => None,
     }
 }
@@ -166,6 +168,22 @@ mod tests {
         ];
         for (whole, rest, expected) in cases {
             assert_eq!(split_peer_id(address(whole)), (address(rest), expected), "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_relay_is_known_by_its_peer_id() {
+        let circuit = Some("/ip4/1.2.3.4/tcp/1/p2p/PEER/p2p-circuit");
+        let cases = [
+            ("/ip4/1.2.3.4/tcp/1/p2p/PEER", circuit),
+            ("/ip4/1.2.3.4/tcp/1/p2p/PEER/p2p-circuit", circuit),
+            ("/ip4/1.2.3.4/tcp/1/p2p-circuit", None),
+            ("/ip4/1.2.3.4/tcp/1", None),
+            ("/ip4/1.2.3.4/tcp/1/p2p/PEER/p2p-circuit/p2p/PEER", None),
+            ("/p2p-circuit", None),
+        ];
+        for (relay, expected) in cases {
+            assert_eq!(circuit_address(&address(relay)), expected.map(address), "{relay}");
         }
     }
 

@@ -16,8 +16,10 @@ pub enum StartError {
         /// What the transport said.
         reason: String,
     },
-    /// A relay's address does not end in `/p2p/RELAY`.
-    #[error("{0} is no relay's address: it must end in /p2p/ and the relay's peer id")]
+    /// A relay's address does not end in `/p2p/RELAY`, with or without `/p2p-circuit`.
+    #[error(
+        "{0} is no relay's address: it must name the relay's peer id, as in /ip4/1.2.3.4/udp/4433/quic-v1/p2p/PEER"
+    )]
     RelayAddress(Multiaddr),
     /// The transport cannot be set up.
     #[error("cannot set up the transport")]

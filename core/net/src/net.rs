@@ -1,6 +1,9 @@
 //! The handle that the rest of the node holds. Cheap to clone; everything happens in the owner task and the sessions.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -16,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Break, NetConfig, PeerEvent, PeerInfo, RequestError, RequestLimits, StartError,
-    address::{circuit_address, sort_for_ticket, split_peer_id},
+    address::{circuit_address, is_relayed, sort_for_ticket, split_peer_id},
     client::ExchangeError,
     hello::OwnSide,
     owner::{Channels, Command, Listening, Owner},
@@ -27,6 +30,9 @@ use crate::{
 
 /// Commands that the owner has not read yet.
 const COMMAND_QUEUE: usize = 256;
+
+/// For a relay to grant a place at the start.
+const PLACE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Connections that one request tries, one after another, as long as nothing was sent.
 const MAX_TRIES: usize = 4;
@@ -62,12 +68,13 @@ impl Drop for Inner {
 
 impl Net {
     /// Starts listening, dials the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
-    /// Relays are asked for a place in the background. Needs a tokio runtime.
+    /// Relays are asked for a place in the background; those in [`NetConfig::listen`] have three seconds to grant it. Needs
+    /// a tokio runtime.
     pub async fn start(config: NetConfig) -> Result<Self, StartError> {
         check_own_document(&config).await?;
         let keypair = keypair(&config.transport_key)?;
-        let mut listen = config.listen.clone();
-        for relay in &config.relays {
+        let (places, mut listen): (Vec<_>, Vec<_>) = config.listen.iter().cloned().partition(is_relayed);
+        for relay in places.iter().chain(&config.relays) {
             listen.push(circuit_address(relay).ok_or_else(|| StartError::RelayAddress(relay.clone()))?);
         }
         let swarm = swarm::build(&config, &keypair)?;
@@ -98,14 +105,27 @@ impl Net {
         };
         let mut owner = Owner::new(swarm, shared, peers.clone(), channels);
         owner.listen(&listen, &config.external).await?;
-        Ok(Self(Arc::new(Inner {
+        let net = Self(Arc::new(Inner {
             peer_id,
             peers,
             commands,
             listening: listening_now,
             stop,
             owner: Mutex::new(Some(tokio::spawn(owner.run()))),
-        })))
+        }));
+        net.await_places(&places).await;
+        Ok(net)
+    }
+
+    /// Gives relays that were named as addresses to listen on a moment to grant a place, so that the first ticket names
+    /// them. A relay that is down does not keep the node from starting; it is asked again later.
+    async fn await_places(&self, places: &[Multiaddr]) {
+        for place in places {
+            let granted = self.listening(|now| now.iter().any(|address| address.starts_with(place)));
+            if timeout(PLACE_DEADLINE, granted).await.is_err() {
+                tracing::warn!(relay = %place, "no place at the relay yet");
+            }
+        }
     }
 
     /// Sends a request to a server, dialling it if need be. The URI holds path and query only. Any complete answer is `Ok`,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::OptionFuture;
-use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, Stream, core::connection::ConnectedPoint, swarm::ConnectionId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
@@ -130,7 +130,11 @@ impl Session {
         number: u64,
         shared: Arc<Shared>,
     ) -> Arc<Self> {
-        let address = connection.endpoint.get_remote_address().clone();
+        let address = match &connection.endpoint {
+            // A relay says who comes, not whence: the address is then the relay's.
+            ConnectedPoint::Listener { local_addr, .. } if connection.endpoint.is_relayed() => local_addr.clone(),
+            endpoint => endpoint.get_remote_address().clone(),
+        };
         Arc::new(Self {
             id: connection.id,
             peer_id: connection.peer_id,

@@ -46,14 +46,20 @@ async fn a_node_with_a_place_at_a_relay_is_reached_through_it() {
     carol.relays.push(relay.addrs()[0].clone());
     let alice = Setup::new().listen(&[]).start().await;
     for setup in [bob, carol] {
+        let listens = !setup.listen.is_empty();
         let bob = setup.start().await;
+        // An address to listen on is waited for; a relay to use is not.
+        assert!(!listens || bob.net.listen_addrs().iter().any(is_circuit));
         soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
         learn_circuits(&alice, &bob).await;
         assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
         assert_eq!(bob.get(&alice, "/back").await.unwrap().body(), &bob.expected("/back"));
-        let peers = alice.net.peers();
-        let peer = peers.iter().find(|peer| peer.server_name == bob.name()).unwrap();
-        assert!(peer.connections[0].relayed && !peer.connections[0].lan);
+        for (node, other) in [(&alice, &bob), (&bob, &alice)] {
+            let peers = node.net.peers();
+            let peer = peers.iter().find(|peer| peer.server_name == other.name()).unwrap();
+            let connection = &peer.connections[0];
+            assert!(connection.relayed && !connection.lan && is_circuit(&connection.address));
+        }
     }
     relay.shutdown().await;
 }
