@@ -144,7 +144,7 @@ fn outside_state(standing: &OutsideMembership) -> Vec<Raw<AnyStrippedStateEvent>
         let key = serde_json::from_str::<Key>(json);
         key.is_ok_and(|key| key.kind == "m.room.member" && key.state_key == standing.user_id.as_str())
     };
-    let mut events: Vec<_> = standing.state.iter().cloned().collect();
+    let mut events = standing.state.clone();
     if !events.iter().any(|event| is_own(event.get()))
         && let Ok(pdu) = Pdu::from_stored(
             standing.event_id.clone(),

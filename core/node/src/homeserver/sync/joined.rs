@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::{
     answer::{Snapshot, truncate},
+    rooms::Held,
     state::Span,
 };
 use crate::{
@@ -41,13 +42,13 @@ pub(super) struct ToldTimeline {
 }
 
 impl Snapshot<'_> {
-    /// A joined room; none if there is nothing to tell. `fresh`: the client does not have the room.
-    pub(super) fn joined_room(&mut self, room: &SyncRoom, fresh: bool) -> Result<Option<JoinedRoom>, Error> {
+    /// A joined room; none if there is nothing to tell.
+    pub(super) fn joined_room(&mut self, room: &SyncRoom, held: Held) -> Result<Option<JoinedRoom>, Error> {
         let id = &*room.room_id;
-        let whole = fresh || self.query.full_state;
+        let whole = held != Held::Everything || self.query.full_state;
         let active = whole || self.since.is_none_or(|since| room.active > since);
         let mut joined = JoinedRoom::new();
-        joined.account_data.events = match fresh && self.since.is_some() {
+        joined.account_data.events = match held == Held::Nothing && self.since.is_some() {
             true => self.all_account_data(id)?,
             false => self.room_account_data.remove(id).unwrap_or_default(),
         };
@@ -56,7 +57,7 @@ impl Snapshot<'_> {
             joined.state = State::After(StateEvents::new());
         }
         if active {
-            self.add_events(room, fresh, &mut joined)?;
+            self.add_events(room, held, &mut joined)?;
         }
         if !whole && joined.is_empty() {
             return Ok(None);
@@ -66,20 +67,25 @@ impl Snapshot<'_> {
     }
 
     /// Adds timeline, state and summary.
-    fn add_events(&mut self, room: &SyncRoom, fresh: bool, joined: &mut JoinedRoom) -> Result<(), Error> {
+    fn add_events(&mut self, room: &SyncRoom, held: Held, joined: &mut JoinedRoom) -> Result<(), Error> {
         let (txn, query, id) = (self.txn, self.query, &*room.room_id);
         let Some(mut sight) = RoomSight::new(txn, id, &query.session.user_id)? else {
             return Ok(());
         };
-        let from = self.since.filter(|_| !fresh);
-        let told = self.timeline(&mut sight, self.upto.0, from.map(|from| from.0))?;
+        let from = self.since.filter(|_| held != Held::Nothing);
+        let mut told = self.timeline(&mut sight, self.upto.0, from.map(|from| from.0))?;
+        if self.since.is_some() && held == Held::Nothing {
+            // The client may still hold a timeline from before the user left, which this one does not continue.
+            told.timeline.limited = true;
+        }
         let Some(state) = txn.current_state(id)? else {
             return Ok(());
         };
         let span = Span {
             txn,
             room: id,
-            from: from.filter(|_| !query.full_state),
+            from,
+            whole: held != Held::Everything || query.full_state,
             upto: self.upto,
             state,
             is_current: true,
@@ -160,7 +166,7 @@ impl Snapshot<'_> {
         {
             let mut wanted = span.senders();
             wanted.extend(heroes.iter().cloned());
-            if span.from.is_none() {
+            if span.whole {
                 // "Servers MUST include the syncing user's own membership event when they join a room, or when the full
                 // state of rooms is requested."
                 wanted.insert(self.query.session.user_id.clone());
@@ -169,7 +175,7 @@ impl Snapshot<'_> {
                 let Some(id) = span.member(&user)? else {
                     continue;
                 };
-                let known = span.from.is_some() && self.query.told.contains(span.room, &user, &id);
+                let known = !span.whole && self.query.told.contains(span.room, &user, &id);
                 let told = events.iter().any(|pdu| pdu.event_id() == id);
                 if !told && (include_redundant_members || !known) {
                     events.extend(self.txn.event(&id)?.map(|stored| stored.pdu));

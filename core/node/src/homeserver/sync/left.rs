@@ -35,6 +35,7 @@ impl Snapshot<'_> {
                 txn,
                 room: id,
                 from,
+                whole: from.is_none(),
                 upto: at,
                 state,
                 is_current: txn.current_state(id)? == Some(state),

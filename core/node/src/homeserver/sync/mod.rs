@@ -7,6 +7,8 @@ mod lazy_members;
 mod left;
 mod rooms;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 

@@ -13,6 +13,17 @@ use ruma::{
 use super::answer::Snapshot;
 use crate::Error;
 
+/// What a client has of a room, up to where its knowledge ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Its state and timeline.
+    Everything,
+    /// Both, but the user left since and came back, so that state may have changed unseen.
+    Past,
+    /// Nothing that counts: the user was not in it.
+    Nothing,
+}
+
 impl Snapshot<'_> {
     /// The rooms that there is anything to tell of.
     pub(super) fn rooms(&mut self) -> Result<Rooms, Error> {
@@ -33,8 +44,11 @@ impl Snapshot<'_> {
             let changed = self.since.is_none_or(|since| room.member_seq > since);
             match room.membership {
                 MembershipState::Join => {
-                    let fresh = changed && self.is_fresh(&room)?;
-                    if let Some(joined) = self.joined_room(&room, fresh)? {
+                    let held = match changed {
+                        true => self.held(&room)?,
+                        false => Held::Everything,
+                    };
+                    if let Some(joined) = self.joined_room(&room, held)? {
                         rooms.join.insert(id.clone(), joined);
                     }
                 }
@@ -57,22 +71,26 @@ impl Snapshot<'_> {
         Ok(rooms)
     }
 
-    /// Whether a joined room whose membership changed is one that the client does not have: it was not joined when the
-    /// client last asked, or was not all the time since.
-    fn is_fresh(&self, room: &SyncRoom) -> Result<bool, Error> {
+    /// What a client has of a joined room whose membership changed.
+    fn held(&self, room: &SyncRoom) -> Result<Held, Error> {
         let Some(since) = self.since else {
-            return Ok(true);
+            return Ok(Held::Nothing);
         };
         let user = self.query.session.user_id.as_str();
+        let mut held = None;
         for change in self.txn.state_changes(&room.room_id, since, self.upto)? {
             if change.key.0 != StateEventType::RoomMember || change.key.1 != user {
                 continue;
             }
-            if self.membership_of(change.before.as_deref())? != Some(MembershipState::Join) {
-                return Ok(true);
-            }
+            let joined = self.membership_of(change.before.as_deref())? == Some(MembershipState::Join);
+            held = Some(match (held, joined) {
+                (None, true) => Held::Everything,
+                (None, false) => Held::Nothing,
+                (Some(Held::Everything), false) => Held::Past,
+                (Some(held), _) => held,
+            });
         }
-        Ok(false)
+        Ok(held.unwrap_or(Held::Everything))
     }
 
     /// The membership that the user had when the client last asked; none before the first.

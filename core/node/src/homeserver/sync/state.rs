@@ -17,8 +17,10 @@ use crate::{
 pub(super) struct Span<'t> {
     pub(super) txn: &'t ReadTxn<'t>,
     pub(super) room: &'t RoomId,
-    /// Where the client's knowledge of the room ends; none if it has none, so that it needs the whole state.
+    /// Where the client's knowledge of the room ends, if it has any.
     pub(super) from: Option<Seq>,
+    /// Whether the client needs the whole state, rather than what changed of it.
+    pub(super) whole: bool,
     /// Where it will end.
     pub(super) upto: Seq,
     /// The state there.
@@ -39,17 +41,23 @@ struct Change {
 }
 
 impl Span<'_> {
-    /// The state to tell. `lazy`: members are left out of a whole state, as they are told only when they speak.
+    /// The state to tell. `lazy`: members are left out of a whole state, as they are told only when they speak; but not
+    /// those that changed, as the client may hold what they were.
     pub(super) fn events(&self, lazy: bool) -> Result<Vec<Pdu>, Error> {
         match self.from {
-            None => self.whole(lazy),
-            Some(from) => self.changed(from),
+            Some(from) if !self.whole => self.changed(from, |_| true),
+            Some(from) if lazy => {
+                let mut events = self.whole(lazy)?;
+                events.extend(self.changed(from, |kind| *kind == StateEventType::RoomMember)?);
+                Ok(events)
+            }
+            _ => self.whole(lazy),
         }
     }
 
     /// Whether any key that the closure wants changed over the span; with a whole state to tell, all of them did.
     pub(super) fn touches(&self, wanted: impl Fn(&StateEventType) -> bool) -> Result<bool, Error> {
-        let Some(from) = self.from else {
+        let Some(from) = self.from.filter(|_| !self.whole) else {
             return Ok(true);
         };
         Ok(self.changes(from)?.keys().any(|key| wanted(&key.0)))
@@ -98,9 +106,12 @@ impl Span<'_> {
         Ok(before)
     }
 
-    fn changed(&self, from: Seq) -> Result<Vec<Pdu>, Error> {
+    fn changed(&self, from: Seq, wanted: impl Fn(&StateEventType) -> bool) -> Result<Vec<Pdu>, Error> {
         let mut events = Vec::new();
         for (key, change) in self.changes(from)? {
+            if !wanted(&key.0) {
+                continue;
+            }
             let Some(after) = change.after else {
                 // Nothing stands there any more; there is no way to tell that.
                 continue;
