@@ -134,8 +134,14 @@ impl Homeserver {
         );
         let incoming = Incoming::new(context.clone(), outbox.clone(), server_keys.clone(), rooms.clone());
         timeline.set_history(Arc::new(incoming.clone()));
-        let sync = Sync::new(context.clone(), account_data.clone());
         let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
+        let sync = Sync::new(
+            context.clone(),
+            account_data.clone(),
+            passing.clone(),
+            ephemeral.clone(),
+            presence.clone(),
+        );
         Self {
             services: Arc::new(Services {
                 context,

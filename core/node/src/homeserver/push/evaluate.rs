@@ -6,7 +6,10 @@ use kith_engine::{Applied, Pdu, RoomError, RoomView, membership_of};
 use kith_store::{NewNotification, SavedEvent, WriteTxn};
 use ruma::{
     EventId, OwnedEventId, UInt, UserId,
-    events::{StateEventType, ignored_user_list::IgnoredUserListEventContent, room::member::MembershipState},
+    events::{
+        StateEventType, ignored_user_list::IgnoredUserListEventContent, receipt::ReceiptThread,
+        room::member::MembershipState,
+    },
     push::{AnyPushRuleRef, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx},
     serde::Raw,
 };
@@ -41,6 +44,13 @@ impl Push {
             return Ok(());
         }
         let mut readers = txn.local_joined_users(pdu.room_id())?;
+        if pdu.state_key().is_none() && readers.iter().any(|user_id| user_id == pdu.sender()) {
+            // "When the user updates their read receipt (either by using the API or by sending an event), notifications
+            // prior to and including that event MUST be marked as read." State events are left out: a new name is one in
+            // every room, and says nothing of having read them.
+            let thread = thread_of(pdu).map_or(ReceiptThread::Main, ReceiptThread::Thread);
+            txn.mark_read(pdu.sender(), pdu.room_id(), &thread, stream)?;
+        }
         readers.retain(|user_id| user_id != pdu.sender());
         if readers.is_empty() {
             return Ok(());

@@ -255,6 +255,10 @@ async fn what_notifies_and_what_does_not() {
     .enumerate()
     {
         send(sender, &room, &n.to_string(), content.clone()).await;
+        // Whoever speaks has read what was said.
+        if sender.user_id == bob.user_id {
+            expected = (0, 0, vec![]);
+        }
         expected.0 += notifications;
         expected.1 += highlights;
         assert_eq!(unread(&cluster[0], &bob, &room).await, expected, "{content}");

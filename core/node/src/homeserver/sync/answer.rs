@@ -13,11 +13,11 @@ use ruma::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::lazy_members::ToldMembers;
+use super::{ephemeral::Passed, lazy_members::ToldMembers};
 use crate::{
     Error,
     homeserver::{
-        Session,
+        Ephemeral, Passing, Presence, Session,
         timeline::{Renderer, SyncToken, ignored_users},
     },
 };
@@ -49,15 +49,30 @@ pub(super) struct Answer {
     pub(super) told: ToldMembers,
 }
 
+/// What lives in memory and not in the database.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) passing: Passing,
+    pub(super) ephemeral: Ephemeral,
+    pub(super) presence: Presence,
+}
+
 /// What an answer is read from.
 pub(super) struct Snapshot<'t> {
     pub(super) txn: &'t ReadTxn<'t>,
+    pub(super) live: &'t Live,
     pub(super) query: &'t Query,
     pub(super) renderer: Renderer<'t>,
     /// Where the client's knowledge ends; none if it has none.
     pub(super) since: Option<Seq>,
     /// Where its knowledge will end.
     pub(super) upto: Seq,
+    /// The same for what passes in memory; from 0 if it has none.
+    pub(super) passed_after: u64,
+    /// The same.
+    pub(super) passed_upto: u64,
+    /// Typing and receipts since.
+    pub(super) passed: Passed,
     /// Account data of rooms that was set since.
     pub(super) room_account_data: BTreeMap<OwnedRoomId, Vec<Raw<AnyRoomAccountDataEvent>>>,
     /// Membership events that this answer tells.
@@ -66,8 +81,14 @@ pub(super) struct Snapshot<'t> {
 
 impl Answer {
     /// Reads an answer.
-    pub(super) fn read(txn: &ReadTxn<'_>, query: &Query, now: MilliSecondsSinceUnixEpoch) -> Result<Self, Error> {
+    pub(super) fn read(
+        txn: &ReadTxn<'_>,
+        live: &Live,
+        query: &Query,
+        now: MilliSecondsSinceUnixEpoch,
+    ) -> Result<Self, Error> {
         let upto = txn.last_seq()?;
+        let passed_upto = live.passing.last();
         // A token from beyond what is committed was written before a backup was restored. What the client knows is not
         // known here, so it is told everything anew.
         let since = query.since.filter(|since| since.seq <= upto);
@@ -75,6 +96,7 @@ impl Answer {
         let ignored: Vec<OwnedUserId> = ignored_users(txn, &session.user_id)?;
         let mut snapshot = Snapshot {
             txn,
+            live,
             query,
             renderer: Renderer {
                 txn,
@@ -88,17 +110,24 @@ impl Answer {
             },
             since: since.map(|since| since.seq),
             upto,
+            passed_after: since.map_or(0, |since| since.ephemeral),
+            passed_upto,
+            passed: Passed::default(),
             room_account_data: BTreeMap::new(),
             told: ToldMembers::default(),
         };
         let mut response = v3::Response::new(String::new());
         response.account_data.events = snapshot.account_data()?;
-        response.rooms = snapshot.rooms()?;
+        snapshot.passed = snapshot.passed()?;
+        let (rooms, new_rooms) = snapshot.rooms()?;
+        response.rooms = rooms;
+        response.presence.events = snapshot.presence(&new_rooms)?;
         let (to_device, told_to_device) = snapshot.to_device(since)?;
         response.to_device.events = to_device;
         response.device_lists = snapshot.device_lists()?;
         let has_news = !(response.account_data.is_empty()
             && response.rooms.is_empty()
+            && response.presence.is_empty()
             && response.to_device.is_empty()
             && response.device_lists.is_empty());
         response.device_one_time_keys_count = snapshot.keys_left()?;
@@ -106,7 +135,7 @@ impl Answer {
             Some(txn.unused_fallback_key_types(&session.user_id, &session.device_id)?);
         let next = SyncToken {
             seq: upto,
-            ephemeral: 0,
+            ephemeral: passed_upto,
             to_device: told_to_device,
         };
         response.next_batch = next.to_string();

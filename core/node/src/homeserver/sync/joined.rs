@@ -53,6 +53,7 @@ impl Snapshot<'_> {
             false => self.room_account_data.remove(id).unwrap_or_default(),
         };
         truncate(&mut joined.account_data.events, &self.query.filter.room_account_data);
+        joined.ephemeral.events = self.ephemeral(id, held == Held::Nothing)?;
         if self.query.use_state_after {
             joined.state = State::After(StateEvents::new());
         }

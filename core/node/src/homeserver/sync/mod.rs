@@ -1,6 +1,7 @@
 //! `/sync`: everything that happened since a client last asked. It waits for news and never looks for them on a timer.
 
 mod answer;
+mod ephemeral;
 mod invited;
 mod joined;
 mod lazy_members;
@@ -17,10 +18,10 @@ use ruma::api::client::sync::sync_events::v3;
 use tokio::time::Instant;
 
 use self::{
-    answer::{Answer, Query},
+    answer::{Answer, Live, Query},
     lazy_members::LazyMembers,
 };
-use super::{AccountData, Context, Session, timeline::SyncToken};
+use super::{AccountData, Context, Ephemeral, Passing, Presence, Session, timeline::SyncToken};
 use crate::Error;
 
 /// The longest that a request is held open, whatever the client asks.
@@ -31,15 +32,27 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 pub struct Sync {
     ctx: Context,
     account_data: AccountData,
+    live: Live,
     lazy_members: Arc<LazyMembers>,
 }
 
 impl Sync {
     /// Makes the service.
-    pub fn new(ctx: Context, account_data: AccountData) -> Self {
+    pub fn new(
+        ctx: Context,
+        account_data: AccountData,
+        passing: Passing,
+        ephemeral: Ephemeral,
+        presence: Presence,
+    ) -> Self {
         Self {
             ctx,
             account_data,
+            live: Live {
+                passing,
+                ephemeral,
+                presence,
+            },
             lazy_members: Arc::default(),
         }
     }
@@ -58,6 +71,10 @@ impl Sync {
             told,
         });
         let timeout = request.timeout.unwrap_or_default().min(MAX_TIMEOUT);
+        self.live
+            .presence
+            .handle_sync(session, request.set_presence, timeout)
+            .await?;
         let waits = since.is_some() && !request.full_state && !timeout.is_zero();
         let answering = self.answer(&query, waits.then(|| Instant::now() + timeout));
         let (answer, acknowledged) = tokio::join!(answering, self.acknowledge(session, since));
@@ -71,10 +88,12 @@ impl Sync {
     /// Answers at once, or when there is something to tell, at the latest at the deadline.
     async fn answer(&self, query: &Arc<Query>, deadline: Option<Instant>) -> Result<Answer, Error> {
         let mut committed = self.ctx.store.committed();
+        let mut passing = self.live.passing.watch();
         let mut keys_left = None;
         loop {
             // Seen before reading, so that whatever comes while reading wakes the wait below.
             committed.borrow_and_update();
+            passing.borrow_and_update();
             let answer = self.look(query).await?;
             let Some(deadline) = deadline else {
                 return Ok(answer);
@@ -87,6 +106,7 @@ impl Sync {
             tokio::select! {
                 // The store is closing: what is known is all there will be.
                 changed = committed.changed() => if changed.is_err() { return Ok(answer) },
+                changed = passing.changed() => if changed.is_err() { return Ok(answer) },
                 () = tokio::time::sleep_until(deadline) => return Ok(answer),
             }
         }
@@ -94,9 +114,12 @@ impl Sync {
 
     /// Reads what there is to tell now, in one snapshot.
     async fn look(&self, query: &Arc<Query>) -> Result<Answer, Error> {
-        let query = Arc::clone(query);
+        let (query, live) = (Arc::clone(query), self.live.clone());
         let now = self.ctx.world.now();
-        self.ctx.store.read(move |txn| Answer::read(txn, &query, now)).await
+        self.ctx
+            .store
+            .read(move |txn| Answer::read(txn, &live, &query, now))
+            .await
     }
 
     /// Forgets the messages that a device has got: those before the token that it goes on from.

@@ -25,9 +25,10 @@ pub(super) enum Held {
 }
 
 impl Snapshot<'_> {
-    /// The rooms that there is anything to tell of.
-    pub(super) fn rooms(&mut self) -> Result<Rooms, Error> {
+    /// The rooms that there is anything to tell of, and which joined ones among them the client did not have.
+    pub(super) fn rooms(&mut self) -> Result<(Rooms, Vec<OwnedRoomId>), Error> {
         let mut rooms = Rooms::new();
+        let mut new = Vec::new();
         let user = self.query.session.user_id.clone();
         let forgotten: BTreeSet<OwnedRoomId> = self.txn.forgotten_rooms(&user)?.into_iter().collect();
         let outside = self.outside_rooms(&mut rooms)?;
@@ -48,6 +49,9 @@ impl Snapshot<'_> {
                         true => self.held(&room)?,
                         false => Held::Everything,
                     };
+                    if held == Held::Nothing {
+                        new.push(id.clone());
+                    }
                     if let Some(joined) = self.joined_room(&room, held)? {
                         rooms.join.insert(id.clone(), joined);
                     }
@@ -68,7 +72,7 @@ impl Snapshot<'_> {
                 _ => {}
             }
         }
-        Ok(rooms)
+        Ok((rooms, new))
     }
 
     /// What a client has of a joined room whose membership changed.

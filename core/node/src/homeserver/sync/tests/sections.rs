@@ -223,3 +223,70 @@ async fn threads_relations_and_words_are_found() {
     let mutual = format!("/_matrix/client/v1/mutual_rooms?user_id={}", escape(&bob.user_id));
     assert_eq!(alice.get_ok(&mutual).await["joined"], json!([room]));
 }
+
+#[tokio::test]
+async fn typing_and_receipts_and_presence_wake_and_are_told() {
+    let cluster = Cluster::start(1).await;
+    let (alice, bob) = (cluster[0].register("alice").await, cluster[0].register("bob").await);
+    let room = create(&alice, json!({ "preset": "public_chat" })).await;
+    join(&bob, &room).await;
+    let said = say(&alice, &room, "hello").await;
+    let waiting = |since: &Value| super::sync_path(Some(since), &[]).replace("timeout=0", "timeout=300000");
+    let ephemeral = |answer: &Value| answer["rooms"]["join"][&room]["ephemeral"]["events"].clone();
+    let start = sync(&alice, None, &[("set_presence", "offline")]).await;
+
+    let path = at(&room, &format!("typing/{}", escape(&bob.user_id)));
+    let wait = waiting(&start) + "&set_presence=offline";
+    let types = bob.put_ok(&path, json!({ "typing": true, "timeout": 30000 }));
+    let (answer, _) = tokio::join!(alice.get_ok(&wait), types);
+    let expected = json!([{ "type": "m.typing", "content": { "user_ids": [bob.user_id] } }]);
+    assert_eq!(ephemeral(&answer), expected);
+    assert!(answer["rooms"]["join"][&room].get("timeline").is_none(), "{answer}");
+    // Who starts now is told that bob types; who goes on is not told again.
+    assert_eq!(
+        ephemeral(&sync(&alice, None, &[("set_presence", "offline")]).await),
+        expected
+    );
+    assert!(ephemeral(&sync(&alice, Some(&answer), &[("set_presence", "offline")]).await).is_null());
+
+    let wait = waiting(&answer) + "&set_presence=offline";
+    let (path_read, read) = (at(&room, &format!("receipt/m.read/{}", escape(&said))), json!({}));
+    let (answer, _) = tokio::join!(alice.get_ok(&wait), bob.post_ok(&path_read, read));
+    let receipts = ephemeral(&answer);
+    assert_eq!(receipts[0]["type"], "m.receipt", "{answer}");
+    assert!(
+        receipts[0]["content"][&said]["m.read"][&bob.user_id]["ts"].is_u64(),
+        "{receipts}"
+    );
+    let filter = r#"{"room":{"ephemeral":{"not_types":["m.receipt"]}}}"#;
+    let without = sync(&alice, None, &[("filter", filter), ("set_presence", "offline")]).await;
+    assert_eq!(ephemeral(&without), expected);
+
+    let wait = waiting(&answer) + "&set_presence=offline";
+    let path = format!("/_matrix/client/v3/presence/{}/status", escape(&bob.user_id));
+    let status = json!({ "presence": "unavailable", "status_msg": "tea" });
+    let (answer, _) = tokio::join!(alice.get_ok(&wait), bob.put_ok(&path, status));
+    let presence = &answer["presence"]["events"];
+    assert_eq!(presence[0]["sender"], bob.user_id.as_str(), "{answer}");
+    assert_eq!(presence[0]["content"]["status_msg"], "tea");
+    // Carol shares no room with bob, until she does.
+    let carol = cluster[0].register("carol").await;
+    let apart = sync(&carol, None, &[("set_presence", "offline")]).await;
+    assert!(apart.get("presence").is_none(), "{apart}");
+    join(&carol, &room).await;
+    let together = sync(&carol, Some(&apart), &[("set_presence", "offline")]).await;
+    assert_eq!(
+        together["presence"]["events"][0]["sender"],
+        bob.user_id.as_str(),
+        "{together}"
+    );
+    let receipts = &together["rooms"]["join"][&room]["ephemeral"]["events"];
+    assert!(
+        receipts
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|event| event["type"] == "m.receipt"),
+        "{together}"
+    );
+}
