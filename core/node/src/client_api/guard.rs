@@ -136,7 +136,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_foreign_host_is_refused_before_anything_else() {
-        let cases: [(Method, &str, &[(&str, &str)], u16); 6] = [
+        type Case<'a> = (Method, &'a str, &'a [(&'a str, &'a str)], u16);
+        let cases: [Case<'_>; 6] = [
             (Method::GET, "/", &[("host", "127.0.0.1:8008")], 200),
             (Method::GET, "http://localhost/", &[], 200),
             (Method::GET, "/", &[], 403),
