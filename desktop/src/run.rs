@@ -72,18 +72,19 @@ pub(crate) async fn run(options: RunOptions) -> Result<(), CommandError> {
 /// Brings everything up, and says so.
 async fn serve(node: &Node, data: &Path, options: &RunOptions, peers: &[Introduction]) -> Result<(), CommandError> {
     let control_socket = DataFolder::socket(data);
+    let socket = options.socket.as_ref().map(absolute).transpose()?;
     let surface = Surface {
         node: node.clone(),
         http: Arc::new(OnceLock::new()),
-        socket: options.socket.clone().unwrap_or_else(|| control_socket.clone()),
+        socket: socket.clone().unwrap_or_else(|| control_socket.clone()),
     };
     let routes = page::routes(surface.clone());
     let address = node.serve_http(options.http.unwrap_or(DEFAULT_HTTP), routes).await?;
     let http = surface.http.get_or_init(|| format!("http://{address}")).clone();
-    if let Some(socket) = &options.socket
-        && *socket != control_socket
+    if let Some(socket) = socket
+        && socket != control_socket
     {
-        node.serve_socket(socket, axum::Router::new()).await?;
+        node.serve_socket(&socket, axum::Router::new()).await?;
     }
     node.go_online().await?;
     for peer in peers {
@@ -96,6 +97,14 @@ async fn serve(node: &Node, data: &Path, options: &RunOptions, peers: &[Introduc
         open_page(&http);
     }
     Ok(())
+}
+
+/// Others who read the path may stand in another folder.
+fn absolute(path: &PathBuf) -> Result<PathBuf, CommandError> {
+    std::path::absolute(path).map_err(|source| CommandError::Path {
+        path: path.clone(),
+        source,
+    })
 }
 
 fn announce(report: Report, json: bool) -> Result<(), CommandError> {

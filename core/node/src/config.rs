@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kith_net::Multiaddr;
+use kith_net::{ConnectionLimits, Multiaddr};
 
 /// Settings of one node.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Config {
     pub external: Vec<Multiaddr>,
     /// Whether to look for nodes on the local network, and be found there.
     pub mdns: bool,
+    /// How much other nodes may cost; [`ConnectionLimits::phone`] for a phone.
+    pub limits: ConnectionLimits,
     /// Whether `POST /register` works without a registration token. For tests.
     pub open_registration: bool,
     /// The largest upload accepted, in bytes.
@@ -37,6 +39,7 @@ impl Config {
             relays: Vec::new(),
             external: Vec::new(),
             mdns: true,
+            limits: ConnectionLimits::desktop(),
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,
             max_fetched_media_bytes: 1024 * 1024 * 1024,

@@ -22,7 +22,7 @@ pub(crate) mod testing;
 pub use error::Error;
 pub use homeserver::Homeserver;
 pub use kith_identity as identity;
-pub use kith_net::{Multiaddr, PeerId};
+pub use kith_net::{ConnectionLimits, Multiaddr, PeerId};
 pub use kith_store as store;
 pub use listener::ListenError;
 pub use node::{Node, StartError};

@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 use kith_identity::{IdentityKey, IdentityPublicKey, KeyDocument, RecoveryPhrase};
-use kith_net::{ConnectionLimits, Multiaddr, Net, NetConfig, Timing};
+use kith_net::{Multiaddr, Net, NetConfig, Timing};
 use kith_store::{BackupError, OpenError, Store, StoreConfig, StoreError};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -269,7 +269,7 @@ impl Node {
             relays: context.config.relays.clone(),
             external: context.config.external.clone(),
             mdns: context.config.mdns,
-            limits: ConnectionLimits::desktop(),
+            limits: context.config.limits.clone(),
             timing: Timing::default(),
         };
         Ok(Net::start(config).await?)

@@ -8,8 +8,10 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::{
+    clock::SystemEntropy,
     contacts::{AddPeerError, Introduction},
     network::{Network, PeerEvent},
+    testing::ManualClock,
 };
 
 fn config(data: &Path) -> Config {
@@ -54,6 +56,56 @@ async fn a_ticket_brings_two_nodes_together_and_they_find_each_other_again() {
     assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(name));
     let alice = start(a.path()).await;
     connected(&alice, &bob).await;
+    alice.shutdown().await;
+    bob.shutdown().await;
+}
+
+#[tokio::test]
+async fn keys_are_renewed_while_running_and_peers_follow() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clock = ManualClock::starting_now();
+    let start = async |data: &Path| {
+        let world = World::new(clock.clone(), SystemEntropy);
+        let node = Node::open(config(data), world).await.unwrap();
+        node.go_online().await.unwrap();
+        node
+    };
+    let (alice, bob) = (start(a.path()).await, start(b.path()).await);
+    let introduction = Introduction::Ticket(Box::new(bob.ticket().await.unwrap()));
+    alice.add_peer(&introduction).await.unwrap();
+    connected(&bob, &alice).await;
+    let context = &alice.homeserver().context;
+    let (peer_id, version) = (alice.peer_id().unwrap(), context.key_document().version());
+    let name = context.server_name.clone();
+    let mut events = bob.inner.network.events();
+
+    // Nothing is due at first, a new transport key after a week, a new document after half a month.
+    let day = Duration::from_secs(24 * 60 * 60);
+    let due = alice.renew().await.unwrap();
+    assert!(due > 6 * day && due <= 7 * day, "{due:?}");
+    assert_eq!(alice.peer_id().unwrap(), peer_id);
+
+    clock.advance(7 * day);
+    alice.renew().await.unwrap();
+    assert_ne!(alice.peer_id().unwrap(), peer_id);
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(name.clone()));
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Up(name.clone()));
+    assert_eq!(context.key_document().version(), version);
+
+    clock.advance(9 * day);
+    alice.renew().await.unwrap();
+    let renewed = context.key_document();
+    assert_eq!(renewed.version(), version + 1);
+    // The next hello brings it to the other side.
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(name.clone()));
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Up(name.clone()));
+    let held = bob
+        .homeserver()
+        .context
+        .store
+        .read(move |txn| txn.key_document(&name))
+        .await;
+    assert_eq!(held.unwrap().as_ref(), Some(&*renewed));
     alice.shutdown().await;
     bob.shutdown().await;
 }

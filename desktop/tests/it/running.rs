@@ -31,21 +31,6 @@ fn it_says_ready_in_one_line_and_ends_with_0_on_either_signal() {
 }
 
 #[test]
-fn a_client_that_waits_does_not_hold_it_up() {
-    let data = tempfile::tempdir().unwrap();
-    let node = Running::start(data.path(), &[]);
-    let news = get(node.http(), "/_kith/page/news").json();
-    let path = format!("/_kith/page/news?after={}", news["tag"].as_str().unwrap());
-    let address = node.http().to_owned();
-    let waiting = std::thread::spawn(move || get(&address, &path).status);
-    // The node answers another request, so it runs while the first may or may not wait yet: both must end.
-    assert_eq!(get(node.http(), "/").status, 200);
-    assert_eq!(node.end("TERM").0, Some(0));
-    // Cut short (503), or too late to be accepted at all.
-    assert!(waiting.join().is_ok_and(|status| status == 503) || !data.path().join("kith.sock").exists());
-}
-
-#[test]
 fn a_killed_node_comes_back_with_everything() {
     let data = tempfile::tempdir().unwrap();
     let node = Running::start(data.path(), &[]);

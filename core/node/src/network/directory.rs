@@ -66,7 +66,11 @@ impl Directory for StoreDirectory {
     }
 
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        self.store.read(|txn| txn.contacts(MAX_CONTACTS)).await.map_err(failed)
+        let contacts = self.store.read(|txn| txn.contacts(MAX_CONTACTS)).await;
+        let mut contacts = contacts.map_err(failed)?;
+        let own = self.own_document.borrow().server_name();
+        contacts.retain(|server| *server != own);
+        Ok(contacts)
     }
 }
 
