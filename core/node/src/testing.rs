@@ -39,7 +39,7 @@ pub(crate) struct ManualClock {
 }
 
 impl ManualClock {
-    fn starting_now() -> Self {
+    pub(crate) fn starting_now() -> Self {
         Self {
             millis: Arc::new(AtomicU64::new(SystemClock.now().get().into())),
             stopped: Arc::default(),
