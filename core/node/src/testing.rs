@@ -95,7 +95,12 @@ struct WiresInner {
     log: Vec<(OwnedServerName, OwnedServerName, Method, String)>,
     /// Answers held back, by part of the request's path.
     held: Vec<(String, Arc<Semaphore>)>,
+    /// Answers that lie, by part of the request's path.
+    lies: Vec<(String, Lie)>,
 }
+
+/// Turns a true JSON answer into another one.
+type Lie = Arc<dyn Fn(&mut Value) + Send + Sync>;
 
 struct End {
     router: Option<Router>,
@@ -191,6 +196,18 @@ impl Wires {
         }
     }
 
+    /// From now on changes the JSON answers to requests whose path holds `part`, in place of earlier lies about it.
+    pub(crate) fn lie(&self, part: &str, lie: impl Fn(&mut Value) + Send + Sync + 'static) {
+        let mut inner = self.lock();
+        inner.lies.retain(|(held, _)| held != part);
+        inner.lies.push((part.to_owned(), Arc::new(lie)));
+    }
+
+    /// From now on all answers are true.
+    pub(crate) fn be_honest(&self) {
+        self.lock().lies.clear();
+    }
+
     /// Waits until so many requests whose path holds `part` have been sent.
     pub(crate) async fn until_requests(&self, part: &str, count: usize) {
         let mut news = self.1.subscribe();
@@ -231,7 +248,7 @@ impl Network for MemoryNetwork {
         mut request: Request<Bytes>,
         limits: Limits,
     ) -> Result<Response<Bytes>, NetworkError> {
-        let (router, held) = {
+        let (router, held, lie) = {
             let mut inner = self.wires.lock();
             if !inner.connected(&self.me, to) {
                 return Err(NetworkError::Unreachable(to.to_owned()));
@@ -240,9 +257,11 @@ impl Network for MemoryNetwork {
             let method = request.method().clone();
             let held = inner.held.iter().find(|(part, _)| path.contains(part));
             let held = held.map(|(_, gate)| Arc::clone(gate));
+            let lie = inner.lies.iter().find(|(part, _)| path.contains(part));
+            let lie = lie.map(|(_, lie)| Arc::clone(lie));
             inner.log.push((self.me.clone(), to.to_owned(), method, path));
             self.wires.1.send_replace(());
-            (inner.nodes.get(to).and_then(|end| end.router.clone()), held)
+            (inner.nodes.get(to).and_then(|end| end.router.clone()), held, lie)
         };
         let Some(router) = router else {
             return Err(NetworkError::Unreachable(to.to_owned()));
@@ -259,11 +278,17 @@ impl Network for MemoryNetwork {
             server: to.to_owned(),
             reason,
         };
-        let response = tokio::time::timeout(limits.deadline, serving)
+        let mut response = tokio::time::timeout(limits.deadline, serving)
             .await
             .map_err(|_| NetworkError::TimedOut(to.to_owned()))?
             .map_err(|error| broken(error.to_string()))?
             .map_err(|error| broken(error.to_string()))?;
+        if let Some(lie) = lie
+            && let Ok(mut answer) = serde_json::from_slice(response.body())
+        {
+            lie(&mut answer);
+            *response.body_mut() = answer.to_string().into();
+        }
         if let Some(held) = held {
             // Nobody ever gives a permit: the wait ends when the gate is closed.
             let _ = held.acquire().await;
@@ -371,6 +396,20 @@ impl Node {
         };
         let waited = tokio::time::timeout(Duration::from_secs(60), waiting).await;
         assert!(waited.is_ok(), "waited in vain until {what}");
+    }
+
+    /// Sends another node a federation request with a JSON body, or with none for null.
+    pub(crate) async fn ask(&self, to: &Node, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let body = if body.is_null() {
+            Bytes::new()
+        } else {
+            body.to_string().into()
+        };
+        let request = Request::builder().method(method).uri(path).body(body).unwrap();
+        let network = &self.hs.context.network;
+        let response = network.request(&to.name, request, Limits::default()).await.unwrap();
+        let answer = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
+        (response.status(), answer)
     }
 
     /// A client without an access token.

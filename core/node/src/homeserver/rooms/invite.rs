@@ -69,7 +69,7 @@ impl Rooms {
     }
 
     /// Makes an invitation without keeping it, with what is shown of the room to whom it invites.
-    async fn build_invitation(
+    pub(super) async fn build_invitation(
         &self,
         room: &RoomId,
         draft: Draft,

@@ -2,7 +2,7 @@
 //! what to do when nobody else is there to ask. What they tell is shown as hearsay and never becomes room state.
 
 use kith_engine::{
-    Pdu, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, accept_invite, membership_of, prune_stripped_state,
+    Pdu, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, accept_invite, membership_of, prune_stripped_state, rules,
     stripped_event,
 };
 use kith_store::{NewOutsideMembership, OutsideMembership, ReadTxn};
@@ -10,10 +10,11 @@ use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, RoomVersionId, ServerName, UserId,
     api::federation::membership::{RawStrippedState, create_invite},
     events::room::member::MembershipState,
+    room_version_rules::RoomIdFormatVersion,
 };
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Rooms, commit::signer, enter::incompatible};
+use super::{Rooms, commit::signer, enter::incompatible, resident::must_be_whole, state::get_room};
 use crate::Error;
 
 impl Rooms {
@@ -29,6 +30,10 @@ impl Rooms {
         if !SUPPORTED_VERSIONS.contains(&version) {
             return Err(incompatible(version));
         }
+        let hashed = rules(&version)?.room_id_format == RoomIdFormatVersion::V2;
+        if hashed != room.server_name().is_none() {
+            return Err(Error::invalid_param("the room's id is none of that version"));
+        }
         let unchecked = UncheckedPdu::parse(request.event.get(), &version)?;
         if unchecked.event_id() != request.event_id {
             return Err(Error::invalid_param("the event has another id than the request says"));
@@ -39,6 +44,7 @@ impl Rooms {
         let keys = self.server_keys.load(&unchecked.required_keys()?, peer).await?;
         let keys = |server: &ServerName, key: &str, at| keys.get(server, key, at);
         let invite = accept_invite(request.event.get(), &room, &version, signer(&self.ctx), keys)?;
+        must_be_whole(&unchecked, &invite)?;
         let told = stripped(&request.invite_room_state)?;
         let mut state = prune_stripped_state(&told, &room, &version)?;
         state.push(stripped_event(invite.pdu()));
@@ -52,7 +58,11 @@ impl Rooms {
             .store
             .write(move |txn| {
                 // In a room that this node is in, the invite arrives as an event too, and that one counts.
-                if !txn.is_server_joined(&room, &own)? {
+                if txn.is_server_joined(&room, &own)? {
+                    if !get_room(txn, &room)?.allows_server(&peer)? {
+                        return Err(Error::forbidden("the room does not let your server take part"));
+                    }
+                } else {
                     txn.set_outside_membership(&NewOutsideMembership {
                         user_id: &target,
                         room_id: &room,

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use kith_engine::{
-    HandshakeError, RoomError, RoomReader, UncheckedPdu, check_membership, membership_template, stripped_state,
+    CheckedPdu, HandshakeError, RoomError, RoomReader, UncheckedPdu, check_membership, membership_template,
+    stripped_state,
 };
 use kith_store::ReadTxn;
 use ruma::{
@@ -107,6 +108,7 @@ impl Rooms {
             let keys = |server: &ServerName, key: &str, at| keys.get(server, key, at);
             let txn: &ReadTxn<'_> = commit.txn;
             let checked = check_membership(txn, json.get(), &room, &membership, commit.signer(), keys)?;
+            must_be_whole(&unchecked, &checked)?;
             let kept = commit.accept_from(&checked, Some(&peer))?;
             Ok(kept.event_id().to_owned())
         })
@@ -146,6 +148,15 @@ impl Rooms {
             })
             .await
     }
+}
+
+/// Refuses an event whose content does not match its hash. Among events that servers pass on to each other such a one
+/// counts in its redacted form; who hands over an event of its own has no excuse.
+pub(super) fn must_be_whole(sent: &UncheckedPdu, checked: &CheckedPdu) -> Result<(), Error> {
+    if sent.pdu().content_json() == checked.pdu().content_json() {
+        return Ok(());
+    }
+    Err(Error::invalid_param("the event's content does not match its hash"))
 }
 
 fn jsons<'a>(txn: &ReadTxn<'_>, ids: impl Iterator<Item = &'a OwnedEventId>) -> Result<Vec<Box<RawValue>>, Error> {
