@@ -143,6 +143,10 @@ impl WriteTxn<'_> {
             )?
             .query_row([user.as_str(), device.as_str(), algorithm.as_str()], id_and_key)
             .optional()?;
+        if claimed.is_some() {
+            // The device is told how many are left, also while it waits for other news.
+            self.next_seq()?;
+        }
         Ok(claimed)
     }
 
@@ -181,7 +185,7 @@ impl WriteTxn<'_> {
         Ok(())
     }
 
-    /// Hands out the device's fallback key of an algorithm and marks it as used. It stays.
+    /// Hands out the device's fallback key of an algorithm and marks it as used. It stays; the device is told.
     pub fn use_fallback_key(
         &self,
         user: &UserId,
@@ -196,6 +200,9 @@ impl WriteTxn<'_> {
             )?
             .query_row([user.as_str(), device.as_str(), algorithm.as_str()], id_and_key)
             .optional()?;
+        if found.is_some() {
+            self.next_seq()?;
+        }
         Ok(found)
     }
 

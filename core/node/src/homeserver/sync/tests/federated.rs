@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{at, bodies, create, has, ids, join, say, sync};
-use crate::testing::Cluster;
+use crate::testing::{Cluster, escape};
 
 #[tokio::test]
 async fn an_invite_from_another_node_becomes_a_room() {
@@ -56,4 +56,60 @@ async fn a_refused_invite_from_another_node_leaves() {
     let refused = sync(&bob, Some(&invited), &[]).await;
     assert!(refused["rooms"]["leave"][&room].is_object(), "{refused}");
     assert!(sync(&bob, Some(&refused), &[]).await.get("rooms").is_none());
+}
+
+/// What was said before a node came to a room is fetched when somebody reads back that far: all of it, once, in order.
+#[tokio::test]
+async fn history_from_before_joining_is_fetched_on_demand() {
+    let cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[1].register("bob").await;
+    let room = create(&alice, json!({ "preset": "public_chat", "invite": [bob.user_id] })).await;
+    for number in 0..30 {
+        say(&alice, &room, &format!("{number}")).await;
+    }
+    join(&bob, &room).await;
+    let joined = sync(&bob, None, &[]).await;
+    let timeline = &joined["rooms"]["join"][&room]["timeline"];
+    let mut said = bodies(&timeline["events"]);
+    let mut from = timeline["prev_batch"].as_str().map(str::to_owned);
+    let mut last = ids(&timeline["events"]);
+    let mut pages = 0;
+    while let Some(token) = from {
+        let page = bob
+            .get_ok(&at(&room, &format!("messages?dir=b&limit=7&from={}", escape(&token))))
+            .await;
+        said.splice(0..0, bodies(&page["chunk"]).into_iter().rev());
+        last = ids(&page["chunk"]).into_iter().rev().chain(last).collect();
+        from = page["end"].as_str().map(str::to_owned);
+        pages += 1;
+        assert!(pages < 20, "the pages do not end");
+    }
+    assert_eq!(said, (0..30).map(|number| number.to_string()).collect::<Vec<_>>());
+    let here = alice.get_ok(&at(&room, "messages?dir=f&limit=100")).await;
+    assert_eq!(last, ids(&here["chunk"]));
+    // What came as history is no news.
+    assert!(sync(&bob, Some(&joined), &[]).await.get("rooms").is_none());
+}
+
+#[tokio::test]
+async fn history_that_cannot_be_fetched_leaves_the_way_open() {
+    let cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[1].register("bob").await;
+    let room = create(&alice, json!({ "preset": "public_chat", "invite": [bob.user_id] })).await;
+    for number in 0..5 {
+        say(&alice, &room, &format!("{number}")).await;
+    }
+    join(&bob, &room).await;
+    cluster[0].go_down();
+    let page = bob.get_ok(&at(&room, "messages?dir=b&limit=100")).await;
+    assert!(bodies(&page["chunk"]).is_empty(), "{page}");
+    let end = page["end"].as_str().unwrap();
+    cluster[0].come_up();
+    let page = bob
+        .get_ok(&at(&room, &format!("messages?dir=b&limit=100&from={}", escape(end))))
+        .await;
+    assert_eq!(bodies(&page["chunk"]), ["4", "3", "2", "1", "0"]);
+    assert!(page.get("end").is_none(), "{page}");
 }

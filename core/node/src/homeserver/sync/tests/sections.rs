@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{at, create, join, say, sync};
-use crate::testing::{Cluster, escape};
+use crate::{
+    homeserver::keys::test_keys::{TestKey, one_time_keys},
+    testing::{Cluster, escape},
+};
 
 #[tokio::test]
 async fn account_data_is_told_when_it_is_set() {
@@ -289,4 +292,36 @@ async fn typing_and_receipts_and_presence_wake_and_are_told() {
             .any(|event| event["type"] == "m.receipt"),
         "{together}"
     );
+}
+
+#[tokio::test]
+async fn a_device_is_woken_when_one_of_its_keys_is_taken_and_when_others_devices_change() {
+    let cluster = Cluster::start(1).await;
+    let (alice, bob) = (cluster[0].register("alice").await, cluster[0].register("bob").await);
+    let room = create(&alice, json!({ "preset": "public_chat" })).await;
+    join(&bob, &room).await;
+    let upload = "/_matrix/client/v3/keys/upload";
+    let keys = json!({
+        "device_keys": TestKey::new().as_device(&alice),
+        "one_time_keys": one_time_keys(["K1".to_owned(), "K2".to_owned()]),
+        "fallback_keys": one_time_keys(["K3".to_owned()]),
+    });
+    alice.post_ok(upload, keys).await;
+    let start = sync(&alice, None, &[]).await;
+    assert_eq!(start["device_one_time_keys_count"]["signed_curve25519"], 2);
+    assert_eq!(start["device_unused_fallback_key_types"], json!(["signed_curve25519"]));
+
+    let path = super::sync_path(Some(&start), &[]).replace("timeout=0", "timeout=300000");
+    let claim = json!({ "one_time_keys": { alice.user_id.clone(): { alice.device_id.clone(): "signed_curve25519" } } });
+    let taken = bob.post_ok("/_matrix/client/v3/keys/claim", claim);
+    let (answer, _) = tokio::join!(alice.get_ok(&path), taken);
+    assert_eq!(answer["device_one_time_keys_count"]["signed_curve25519"], 1);
+
+    let path = super::sync_path(Some(&answer), &[]).replace("timeout=0", "timeout=300000");
+    let published = bob.post_ok(upload, json!({ "device_keys": TestKey::new().as_device(&bob) }));
+    let (answer, _) = tokio::join!(alice.get_ok(&path), published);
+    assert_eq!(answer["device_lists"]["changed"], json!([bob.user_id]));
+    bob.post_ok(&at(&room, "leave"), json!({})).await;
+    let answer = sync(&alice, Some(&answer), &[]).await;
+    assert_eq!(answer["device_lists"], json!({ "left": [bob.user_id] }));
 }
