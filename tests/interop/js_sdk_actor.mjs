@@ -33,18 +33,30 @@ async function lookAgain() {
     }
 }
 
-const told = new Set();
+// The SDK decrypts the newest event of a timeline first; what is told here is told in the timeline's order.
+let telling = Promise.resolve();
+
+function tellInTurn(event) {
+    telling = telling.then(async () => {
+        await readable(event);
+        await tell(event);
+    });
+}
+
+// Until an event is decrypted, however late its key comes.
+async function readable(event) {
+    await client.decryptEventIfNeeded(event);
+    while (event.isDecryptionFailure() || event.isBeingDecrypted()) {
+        await new Promise((resolve) => event.once(sdk.MatrixEventEvent.Decrypted, resolve));
+    }
+}
 
 async function tell(event) {
-    if (event.getSender() === client.getUserId() || event.isDecryptionFailure() || event.isBeingDecrypted()) return;
+    if (event.getSender() === client.getUserId()) return;
     const seen = { room_id: event.getRoomId(), event_id: event.getId(), sender: event.getSender(), encrypted: event.isEncrypted() };
     const content = event.getContent();
     const relation = event.getWireContent()["m.relates_to"] ?? content["m.relates_to"] ?? {};
-    if (told.has(event.getId()) && event.getType() !== "m.room.message") return;
     if (event.getType() === "m.room.message" && !event.isRedacted()) {
-        // Events come once as they arrive and once more when they are decrypted; only what the server sent twice counts.
-        if (told.has(event.getId()) && event.isEncrypted()) return;
-        told.add(event.getId());
         if (relation.rel_type === "m.replace") {
             say({ event: "edit", of: relation.event_id, body: content["m.new_content"].body, ...seen });
         } else if (content.msgtype === "m.image") {
@@ -53,10 +65,8 @@ async function tell(event) {
             say({ event: "text", body: content.body, ...seen });
         }
     } else if (event.getType() === "m.reaction") {
-        told.add(event.getId());
         say({ event: "reaction", of: relation.event_id, key: relation.key, ...seen });
     } else if (event.getType() === "m.room.redaction") {
-        told.add(event.getId());
         say({ event: "redaction", of: event.event.redacts ?? content.redacts, ...seen });
     }
 }
@@ -90,9 +100,8 @@ const orders = {
         });
         await client.initRustCrypto({ useIndexedDB: false });
         client.on(sdk.RoomEvent.Timeline, (event, room, toStartOfTimeline) => {
-            if (!toStartOfTimeline && !event.isEncrypted()) void tell(event);
+            if (!toStartOfTimeline) tellInTurn(event);
         });
-        client.on(sdk.MatrixEventEvent.Decrypted, (event) => void tell(event));
         client.on(sdk.RoomEvent.MyMembership, (room, membership) => {
             if (membership === "invite") say({ event: "invite", room_id: room.roomId });
         });

@@ -201,7 +201,7 @@ class Actor:
         checked(await self.client.room_typing(room_id, True, 20000))
 
     async def read(self, room_id, event_id):
-        checked(await self.client.update_receipt_marker(room_id, event_id, thread_id=None))
+        checked(await self.client.update_receipt_marker(room_id, event_id))
 
 
 async def main():
