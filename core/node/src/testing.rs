@@ -422,6 +422,14 @@ impl Node {
         }
     }
 
+    /// The same device on the node as it runs now, after a restart.
+    pub(crate) fn again(&self, client: &Client) -> Client {
+        Client {
+            router: client_api::router(self.hs.clone()),
+            ..client.clone()
+        }
+    }
+
     /// Registers a user with password `secret` and returns its first device.
     pub(crate) async fn register(&self, localpart: &str) -> Client {
         let mut client = self.client();

@@ -126,6 +126,16 @@ impl WriteTxn<'_> {
         Ok(())
     }
 
+    /// Drops the EDU that waits for a server in a slot, if one does: what it would tell is no longer so.
+    pub fn drop_edu(&self, server: &ServerName, slot: &str) -> Result<(), StoreError> {
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM outbox WHERE server = (SELECT server FROM servers WHERE name = ?) AND slot = ?",
+            )?
+            .execute((server.as_str(), slot))?;
+        Ok(())
+    }
+
     /// Forgets what a server has received: everything up to the last row of a batch.
     pub fn outbox_sent(&self, server: &ServerName, last: i64) -> Result<(), StoreError> {
         self.conn()

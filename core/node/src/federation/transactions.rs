@@ -13,7 +13,10 @@ use super::Peer;
 use crate::{
     Error, Homeserver,
     client_api::{Args, endpoint},
-    homeserver::Answer,
+    homeserver::{
+        Answer,
+        rooms::{DELAYED_INVITE, DelayedInvite},
+    },
 };
 
 /// Events in one transaction. Server-server API, "Transactions".
@@ -59,7 +62,13 @@ async fn send_transaction_message(
 }
 
 async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Result<(), Error> {
-    let edu = edu.deserialize().map_err(|error| Error::bad_json(error.to_string()))?;
+    let malformed = |error: serde_json::Error| Error::bad_json(error.to_string());
+    if edu.get_field::<String>("edu_type").map_err(malformed)?.as_deref() == Some(DELAYED_INVITE) {
+        let invite = edu.get_field::<DelayedInvite>("content").map_err(malformed)?;
+        let invite = invite.ok_or_else(|| Error::bad_json("an invite without content"))?;
+        return hs.rooms.handle_invite(peer, invite.into()).await.map(drop);
+    }
+    let edu = edu.deserialize().map_err(malformed)?;
     match edu {
         Edu::DeviceListUpdate(content) => hs.keys.handle_device_list_update(peer, content).await,
         Edu::SigningKeyUpdate(content) => hs.keys.handle_signing_key_update(peer, content).await,

@@ -13,8 +13,9 @@ use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedServerName, RoomId, ServerName, UserId, api::error::ErrorKind,
     events::room::member::MembershipState, exports::http::StatusCode,
 };
+use serde_json::value::RawValue;
 
-use super::Rooms;
+use super::{Rooms, invite::delayed_invite_slot};
 use crate::{
     Error,
     homeserver::{Context, keys::announce},
@@ -113,7 +114,10 @@ impl<'a, 't> Commit<'a, 't> {
                 .unwrap_or_else(|| "the room does not allow it".to_owned());
             return Err(Error::forbidden(reason));
         }
-        servers.extend(self.concerned(&applied.pdu)?);
+        if let Some(server) = self.concerned(&applied.pdu)? {
+            self.txn.drop_edu(&server, &delayed_invite_slot(&applied.pdu))?;
+            servers.insert(server);
+        }
         self.keep(&applied)?;
         servers.extend(self.servers(checked.room_id())?);
         servers.retain(|server| !self.rooms.ctx.is_self(server) && Some(&**server) != from);
@@ -123,6 +127,13 @@ impl<'a, 't> Commit<'a, 't> {
             self.wake.extend(servers);
         }
         Ok(applied.pdu)
+    }
+
+    /// Queues news for another server, in place of older ones in the same slot.
+    pub(super) fn enqueue_edu(&mut self, server: &ServerName, slot: &str, edu: &RawValue) -> Result<(), Error> {
+        self.txn.enqueue_edu_in(server, slot, edu)?;
+        self.wake.insert(server.to_owned());
+        Ok(())
     }
 
     fn servers(&self, room: &RoomId) -> Result<BTreeSet<OwnedServerName>, Error> {

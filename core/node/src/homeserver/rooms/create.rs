@@ -1,5 +1,6 @@
 //! Making rooms: everything that a new room starts with in one commit, then invitations to users of other servers.
 
+use futures::{StreamExt, stream};
 use kith_engine::{
     BuildError, CheckedPdu, CreateRoom, CreateRoomError, DEFAULT_VERSION, Draft, RoomReader, build_create, create_room,
     rules,
@@ -27,6 +28,9 @@ use super::{
     send::parse_content,
 };
 use crate::Error;
+
+/// Users of other servers whom a new room invites at the same time.
+const INVITED_AT_ONCE: usize = 8;
 
 /// A room that is to be made, its request understood.
 pub(super) struct NewRoom {
@@ -77,11 +81,15 @@ impl Rooms {
                 Ok(room_id)
             })
             .await?;
-        for invite in remote {
-            if let Err(error) = self.invite_remote(&room_id, invite).await {
-                tracing::warn!(%error, room = %room_id, "an invitation to a new room failed");
-            }
-        }
+        // The room is there; an invitation that another server refuses leaves it without that member.
+        let room = &room_id;
+        stream::iter(remote)
+            .for_each_concurrent(INVITED_AT_ONCE, |invite| async move {
+                if let Err(error) = self.invite_remote(room, invite).await {
+                    tracing::warn!(%error, %room, "an invitation to a new room failed");
+                }
+            })
+            .await;
         Ok(room_id)
     }
 

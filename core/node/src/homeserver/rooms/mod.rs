@@ -20,6 +20,7 @@ mod tests;
 mod upgrade;
 
 pub use directory::{PublicRooms, PublicRoomsQuery};
+pub(crate) use invite::{DELAYED_INVITE, DelayedInvite};
 pub use resident::Handshake;
 
 use ruma::OwnedRoomId;

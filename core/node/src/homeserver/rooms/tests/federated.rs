@@ -364,6 +364,43 @@ async fn outside_membership(node: &Node, client: &Client, room: &str) -> String 
     outside.map_or(String::new(), |outside| outside.membership.to_string())
 }
 
+/// A node that is away when its user is invited learns of it when it is back, even if the inviter's was restarted.
+#[tokio::test]
+async fn invites_wait_for_nodes_that_are_away() {
+    let mut cluster = Cluster::start(3).await;
+    let [alice, bob, carol] = [
+        cluster[0].register("alice").await,
+        cluster[1].register("bob").await,
+        cluster[2].register("carol").await,
+    ];
+    cluster[1].go_down();
+    cluster[2].go_down();
+    let first = create(&alice, json!({"invite": [bob.user_id, carol.user_id], "name": "Tea"})).await;
+    let second = create(&alice, json!({})).await;
+    alice
+        .post_ok(&at(&second, "invite"), json!({"user_id": bob.user_id}))
+        .await;
+    assert_eq!(membership(&alice, &first, &bob.user_id).await, "invite");
+    // Carol is turned away before she ever hears of it.
+    alice
+        .post_ok(&at(&first, "kick"), json!({"user_id": carol.user_id}))
+        .await;
+    cluster.nodes[0].restart().await;
+    let alice = cluster[0].again(&alice);
+    cluster[1].come_up();
+    cluster[2].come_up();
+    for room in [&first, &second] {
+        let invited = async || outside_membership(&cluster[1], &bob, room).await == "invite";
+        cluster[1].until("bob hears of the invite", invited).await;
+        bob.post_ok(&at(room, "join"), json!({})).await;
+    }
+    // What waited for carol's node went in order; a later invite shows that nothing of the first came before it.
+    let third = create(&alice, json!({"invite": [carol.user_id]})).await;
+    let invited = async || outside_membership(&cluster[2], &carol, &third).await == "invite";
+    cluster[2].until("carol hears of the later invite", invited).await;
+    assert_eq!(outside_membership(&cluster[2], &carol, &first).await, "");
+}
+
 #[tokio::test]
 async fn an_invite_is_taken_back() {
     let cluster = Cluster::start(2).await;

@@ -203,8 +203,7 @@ async fn repeated_and_concurrent_requests() {
 
     // The node remembers over a restart.
     cluster.nodes[0].restart().await;
-    let mut again = cluster[0].client();
-    again.token.clone_from(&alice.token);
+    let again = cluster[0].again(&alice);
     assert_eq!(say(&again, &room, "same", "hello").await, same[0]);
 }
 
