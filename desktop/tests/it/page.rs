@@ -68,7 +68,8 @@ fn other_origins_and_other_names_get_nothing() {
     let data = tempfile::tempdir().unwrap();
     let node = Running::start(data.path(), &[]);
     let own = node.http();
-    let cases: [(&str, &str, &[(&str, &str)], u16); 13] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
+    let cases: [Case<'_>; 13] = [
         ("GET", "/_kith/page/news", &[("Host", own)], 200),
         (
             "GET",
