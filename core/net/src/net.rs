@@ -219,6 +219,11 @@ impl Net {
         let _ = self.0.commands.send(Command::NetworkChanged).await;
     }
 
+    /// Dials the directory's contacts that are not connected, and again with growing pauses while they are not reached.
+    pub async fn dial_contacts(&self) {
+        let _ = self.0.commands.send(Command::DialContacts).await;
+    }
+
     /// Peers coming and going, from now on. A receiver that lags misses events and must look at [`Net::peers`].
     pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
         self.0.peers.subscribe()

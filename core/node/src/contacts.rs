@@ -152,7 +152,8 @@ impl Node {
             let dialled = server.clone();
             tokio::spawn(async move {
                 if let Err(error) = net.connect(&dialled).await {
-                    tracing::info!(%error, "a new contact is not reached yet");
+                    tracing::info!(%error, "a new contact is not reached yet; trying again");
+                    net.dial_contacts().await;
                 }
             });
         }

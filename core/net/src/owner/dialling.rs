@@ -37,7 +37,7 @@ const MAX_LAN_ADDRESSES: usize = 8;
 /// has not been reached after this.
 const LAN_PAUSE: Duration = Duration::from_secs(2);
 
-/// A lost contact is dialled again this often, with pauses that double; then it is for the contact, a request, or a change
+/// A contact that is lost or not reached is dialled again this often, with pauses that double; then it is for the contact, a request, or a change
 /// of network to reconnect.
 const MAX_REDIALS: u32 = 12;
 
@@ -318,12 +318,13 @@ impl Owner {
         });
     }
 
-    /// Connects to contacts, as far as half of the connections go.
+    /// Connects to contacts, as far as half of the connections go. Those that are not reached are dialled again like lost
+    /// ones.
     pub(super) fn connect_to_contacts(&mut self, contacts: Vec<OwnedServerName>) {
         self.contacts = contacts.iter().cloned().collect();
         let most = self.shared.limits.connections as usize / 2;
         for server in contacts.into_iter().take(most) {
-            self.dialling.redials.remove(&server);
+            self.dialling.redials.insert(server.clone(), 0);
             self.connect(server, None);
         }
     }

@@ -56,6 +56,8 @@ pub(crate) enum Command {
     AddAddresses(OwnedServerName, PeerId, Vec<Multiaddr>),
     /// Check every connection, and dial lost contacts again.
     NetworkChanged,
+    /// Dial the contacts that are not connected.
+    DialContacts,
 }
 
 /// What the owner started beside itself and is told of when done.
@@ -192,6 +194,7 @@ impl Owner {
                 }
                 self.look_up_contacts();
             }
+            Command::DialContacts => self.look_up_contacts(),
         }
     }
 

@@ -251,6 +251,26 @@ async fn a_lost_contact_is_dialled_again_until_it_is_back() {
     assert_eq!(alice.net.peers()[0].connections[0].peer_id, bob.net.local_peer_id());
 }
 
+#[tokio::test]
+async fn a_contact_that_is_not_there_at_first_is_dialled_until_it_is() {
+    let alice = Setup::new().start().await;
+    let bob = Setup::new().start().await;
+    let addresses = bob.net.listen_addrs();
+    alice.setup.directory.contacts.lock().unwrap().push(bob.name());
+    alice.learn(&bob).await;
+    bob.net.shutdown().await;
+    let mut events = alice.net.events();
+    alice.net.dial_contacts().await;
+    // The request shares the attempt to reach the contact, and so tells when it has failed.
+    alice.get(&bob, "/").await.unwrap_err();
+
+    // Bob comes to where he is expected, and dials nobody.
+    let Node { mut setup, .. } = bob;
+    setup.listen = addresses;
+    let bob = setup.start().await;
+    wait_for(&mut events, &PeerEvent::Up(bob.name())).await;
+}
+
 #[test]
 fn a_peer_that_was_killed_and_restarted_is_reached_over_its_new_connection() {
     let runtime = || {
