@@ -18,6 +18,8 @@ fn config(data: &Path) -> Config {
     let mut config = Config::new(data);
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
     config.mdns = false;
+    // The limit is on the memory of the process, and this one holds the homeservers of every other test too.
+    config.limits.memory = usize::MAX;
     config
 }
 
