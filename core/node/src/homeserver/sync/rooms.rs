@@ -39,10 +39,12 @@ impl Snapshot<'_> {
         };
         for room in self.txn.sync_rooms(&user, left_after)? {
             let id = &room.room_id;
-            if !self.query.filter.rooms.contains(id) || forgotten.contains(id) || outside.contains(id) {
+            let changed = self.since.is_none_or(|since| room.member_seq > since);
+            // A client that has a room is told that the user left it, even if it was forgotten since.
+            let forgotten = forgotten.contains(id) && !(changed && self.since.is_some());
+            if !self.query.filter.rooms.contains(id) || forgotten || outside.contains(id) {
                 continue;
             }
-            let changed = self.since.is_none_or(|since| room.member_seq > since);
             match room.membership {
                 MembershipState::Join => {
                     let held = match changed {
