@@ -13,7 +13,6 @@ run: setup-run
 test: setup-test
 	ulimit -Sn $$(ulimit -Hn) && KITH_PROGRAMS=$(TARGET)/debug $(CARGO) test --workspace
 	$(MAKE) -C ffi test
-	$(MAKE) -C mobile test
 
 bench: setup-test
 	$(CARGO) build --release -p kith -p kith-tests
