@@ -53,6 +53,8 @@ impl Observer {
         let rooms = &answer["rooms"];
         for (room, invited) in object(&rooms["invite"]) {
             assert!(invited.is_object());
+            // Who left and was invited again since the client last asked is told of the invitation alone.
+            self.rooms.remove(room);
             self.invites.insert(room.clone());
         }
         for (room, _) in object(&rooms["leave"]) {
