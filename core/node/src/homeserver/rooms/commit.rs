@@ -119,7 +119,10 @@ impl<'a, 't> Commit<'a, 't> {
             servers.insert(server);
         }
         self.keep(&applied)?;
-        servers.extend(self.servers(checked.room_id())?);
+        if applied.pdu.state_key().is_some() {
+            // Members may have come, and those who have gone are told so.
+            servers.extend(self.servers(checked.room_id())?);
+        }
         servers.retain(|server| !self.rooms.ctx.is_self(server) && Some(&**server) != from);
         if !servers.is_empty() {
             let servers: Vec<OwnedServerName> = servers.into_iter().collect();
