@@ -8,10 +8,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 run: setup-run
 	$(CARGO) run --release -p kith
 
-# Tests hold many nodes at once, each with a score of files: more than the usual limit of 1,024.
 # The integration tests of `kith` and `kith-relay` have cargo build both programs before any test runs.
 test: setup-test
-	ulimit -Sn $$(ulimit -Hn) && KITH_PROGRAMS=$(TARGET)/debug $(CARGO) test --workspace
+	KITH_PROGRAMS=$(TARGET)/debug $(CARGO) test --workspace
 	$(MAKE) -C ffi test
 
 bench: setup-test

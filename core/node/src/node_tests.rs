@@ -11,15 +11,13 @@ use crate::{
     clock::SystemEntropy,
     contacts::{AddPeerError, Introduction},
     network::{Network, PeerEvent},
-    testing::ManualClock,
+    testing::{ManualClock, open_files},
 };
 
 fn config(data: &Path) -> Config {
     let mut config = Config::new(data);
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
     config.mdns = false;
-    // The limit is on the memory of the process, and this one holds the homeservers of every other test too.
-    config.limits.memory = usize::MAX;
     config
 }
 
@@ -60,6 +58,33 @@ async fn a_ticket_brings_two_nodes_together_and_they_find_each_other_again() {
     connected(&alice, &bob).await;
     alice.shutdown().await;
     bob.shutdown().await;
+}
+
+/// A host that suspends a node and starts another in the same process must get back what the first one used.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn nothing_is_left_of_a_node_that_was_shut_down() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (alice, bob) = (start(a.path()).await, start(b.path()).await);
+    let introduction = Introduction::Ticket(Box::new(bob.ticket().await.unwrap()));
+    alice.add_peer(&introduction).await.unwrap();
+    connected(&alice, &bob).await;
+    connected(&bob, &alice).await;
+    let address = alice
+        .serve_http(([127, 0, 0, 1], 0).into(), Router::new())
+        .await
+        .unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    assert_eq!(fetch(stream, "/_matrix/client/versions").await, (200, true));
+
+    for (node, data) in [(alice, a), (bob, b)] {
+        assert!(open_files(data.path()) > 0);
+        node.shutdown().await;
+        assert_eq!(open_files(data.path()), 0);
+        let services = Arc::downgrade(&node.homeserver().context.config);
+        drop(node);
+        assert!(services.upgrade().is_none());
+    }
 }
 
 #[tokio::test]

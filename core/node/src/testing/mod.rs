@@ -8,6 +8,7 @@ pub(crate) use client::{Client, assert_refused, escape};
 pub(crate) use wires::Wires;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -200,6 +201,13 @@ impl Node {
     }
 }
 
+/// The wires hold the node's router, and the node holds the wires: this ends both.
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.wires.set_router(&self.name, None);
+    }
+}
+
 async fn open(keys: &Keys, data: &TempDir, wires: &Wires, clock: &ManualClock) -> Homeserver {
     let name = &keys.document.server_name();
     let mut config = Config::new(data.path());
@@ -280,4 +288,49 @@ async fn nodes_reach_each_other_until_the_wire_is_cut() {
     }
     assert_eq!(seen, [false, true, false, true]);
     assert_eq!(cluster.wires.requests("/nowhere"), 2);
+}
+
+/// Files under a folder that this process holds open.
+#[cfg(target_os = "linux")]
+pub(crate) fn open_files(folder: &Path) -> usize {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.starts_with(folder)).count()
+}
+
+/// Every service holds the settings, and an open database holds files.
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_is_left_of_a_cluster() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let left: Vec<_> = runtime.block_on(async {
+        let cluster = Cluster::start(2).await;
+        let (alice, bob) = (cluster[0].register("alice").await, cluster[1].register("bob").await);
+        let room = alice
+            .post_ok("/_matrix/client/v3/createRoom", json!({"invite": [bob.user_id]}))
+            .await;
+        let room = escape(room["room_id"].as_str().unwrap());
+        bob.post_ok(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+        let typing = format!("/_matrix/client/v3/rooms/{room}/typing/{}", escape(&bob.user_id));
+        bob.put_ok(&typing, json!({"typing": true, "timeout": 30_000})).await;
+        let sent = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+        bob.put_ok(&sent, json!({"msgtype": "m.text", "body": "hi"})).await;
+        let left = |node: &Node| (Arc::downgrade(&node.hs.context.config), node.data.path().to_owned());
+        let left: Vec<_> = cluster.nodes.iter().map(left).collect();
+        assert!(left.iter().all(|(_, folder)| open_files(folder) > 0));
+        left
+    });
+    drop(runtime);
+    for (services, folder) in left {
+        assert!(services.upgrade().is_none());
+        // The writer's thread closes the file when it finds no handle left.
+        let patience = std::time::Instant::now() + Duration::from_secs(60);
+        while open_files(&folder) > 0 {
+            assert!(std::time::Instant::now() < patience);
+            std::thread::yield_now();
+        }
+    }
 }
