@@ -12,6 +12,7 @@ run: setup-run
 test: setup-test
 	KITH_PROGRAMS=$(TARGET)/debug $(CARGO) test --workspace
 	$(MAKE) -C ffi test
+	$(MAKE) -C mobile test
 
 bench: setup-test
 	$(CARGO) build --release -p kith -p kith-tests
