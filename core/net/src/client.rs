@@ -19,6 +19,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::{
     RequestLimits,
+    coding::{self, CodingError, Decoded},
     server::Executor,
     session::{Session, SessionFault},
     streams::Protocol,
@@ -50,6 +51,8 @@ pub(crate) enum ExchangeError {
     Lost(#[source] hyper::Error),
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
+    #[error("the answer's coding cannot be read")]
+    Coding,
     #[error("the request cannot be sent over HTTP/2")]
     Request,
 }
@@ -85,17 +88,21 @@ impl Session {
         let answer = sender.try_send_request(request.map(Full::new)).await;
         let answer = answer.map_err(|error| failure(self, error))?;
         self.note_heard();
-        let (head, body) = answer.into_parts();
-        Ok(Response::from_parts(head, self.collect(body, limits.max_answer).await?))
+        let (mut head, body) = answer.into_parts();
+        let coded = coding::take_coding(&mut head.headers).map_err(|_| ExchangeError::Coding)?;
+        let body = self.collect(body, coded, limits.max_answer).await?;
+        Ok(Response::from_parts(head, body))
     }
 
-    async fn collect(&self, body: Incoming, max: usize) -> Result<Bytes, ExchangeError> {
+    async fn collect(&self, body: Incoming, coded: bool, max: usize) -> Result<Bytes, ExchangeError> {
+        let body = Decoded::new(Limited::new(body, max), coded);
         match Limited::new(body, max).collect().await {
             Ok(body) => {
                 self.note_heard();
                 Ok(body.to_bytes())
             }
             Err(error) if error.is::<LengthLimitError>() => Err(ExchangeError::TooLarge(max)),
+            Err(error) if error.is::<CodingError>() => Err(ExchangeError::Coding),
             Err(error) => match error.downcast::<hyper::Error>() {
                 Ok(error) => Err(ExchangeError::Lost(*error)),
                 Err(_) => Err(ExchangeError::NotSent),

@@ -84,6 +84,9 @@ pub enum Break {
     /// The answer's body is larger than allowed.
     #[error("the answer is larger than {0} bytes")]
     AnswerTooLarge(usize),
+    /// The answer's body is compressed in a way that nobody asked for, or damaged.
+    #[error("the answer cannot be decompressed")]
+    AnswerCoding,
     /// The request is not one that HTTP/2 can carry.
     #[error("the request cannot be sent")]
     Request,

@@ -7,6 +7,7 @@
 mod address;
 mod book;
 mod client;
+mod coding;
 mod config;
 mod directory;
 mod error;

@@ -21,6 +21,7 @@ use crate::{
     Break, NetConfig, PeerEvent, PeerInfo, RequestError, RequestLimits, StartError,
     address::{circuit_address, is_relayed, sort_for_ticket, split_peer_id},
     client::ExchangeError,
+    coding,
     hello::OwnSide,
     owner::{Channels, Command, Listening, Owner},
     peers::{NotConnected, Peer, Peers, lock},
@@ -129,7 +130,7 @@ impl Net {
     }
 
     /// Sends a request to a server, dialling it if need be. The URI holds path and query only. Any complete answer is `Ok`,
-    /// whatever its status. A request that may be repeated (RFC 9110, section 9.2.2) is sent again, once, over another
+    /// whatever its status. Large JSON bodies are compressed on their way; none is when it gets here. A request that may be repeated (RFC 9110, section 9.2.2) is sent again, once, over another
     /// connection when the first one broke.
     pub async fn request(
         &self,
@@ -154,6 +155,10 @@ impl Net {
             reason,
         };
         let mut repeatable = is_repeatable(request.method());
+        let (mut head, body) = request.into_parts();
+        coding::accept(&mut head.headers);
+        let body = coding::encode(&mut head.headers, body).await;
+        let request = Request::from_parts(head, body);
         for _ in 0..MAX_TRIES {
             let peer = self.peer(server).await?;
             let _turn = peer.may_send().await.map_err(|_| broken(Break::Busy))?;
@@ -168,6 +173,7 @@ impl Net {
                 }
                 Err(ExchangeError::Lost(_)) => return Err(broken(Break::Connection)),
                 Err(ExchangeError::TooLarge(max)) => return Err(broken(Break::AnswerTooLarge(max))),
+                Err(ExchangeError::Coding) => return Err(broken(Break::AnswerCoding)),
                 Err(ExchangeError::Request) => return Err(broken(Break::Request)),
             }
         }

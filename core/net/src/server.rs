@@ -27,6 +27,7 @@ use tokio_util::{compat::FuturesAsyncReadCompatExt, task::TaskTracker};
 
 use crate::{
     client::RETIRE,
+    coding::{self, Decoded, UnknownCoding},
     session::{Session, SessionFault},
 };
 
@@ -53,8 +54,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Answers the requests of verified peers. Gets the peer's server name and the request, whose URI holds path and query
-/// only; the body ends with an error when it exceeds [`crate::ConnectionLimits::request_body`] or stalls. The answer's
-/// body may stream; an error in it cuts the answer off.
+/// only; the body ends with an error when it exceeds [`crate::ConnectionLimits::request_body`], compressed or not, when it
+/// is compressed and damaged, or stalls. The answer's body may stream; an error in it cuts the answer off.
 pub type InboundService =
     Arc<dyn Fn(OwnedServerName, Request<Body>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
@@ -126,8 +127,14 @@ impl Session {
         };
         let server_name = peer.server_name.clone();
         drop(peer);
-        let request = self.prepare(request);
-        let answer = (self.shared.service)(server_name, request).await;
+        let compress = coding::accepts(request.headers());
+        let Ok(request) = self.prepare(request) else {
+            return unknown_coding();
+        };
+        let mut answer = (self.shared.service)(server_name, request).await;
+        if compress {
+            answer = compressed(answer).await;
+        }
         let session = self.clone();
         answer.map(|body| AnswerBody::new(body, turn, session).boxed_unsync())
     }
@@ -140,19 +147,23 @@ impl Session {
         self.stranger_turns.clone().try_acquire_owned().map(Some).map_err(drop)
     }
 
-    /// The request as the service sees it: path and query only, with a body that is bounded in size and pauses.
-    fn prepare(&self, request: Request<Incoming>) -> Request<Body> {
+    /// The request as the service sees it: path and query only, with a body that is bounded in size and pauses, and not
+    /// compressed.
+    fn prepare(&self, request: Request<Incoming>) -> Result<Request<Body>, UnknownCoding> {
         let (mut head, body) = request.into_parts();
+        let coded = coding::take_coding(&mut head.headers)?;
         let mut uri = http::uri::Parts::default();
         uri.path_and_query = head.uri.into_parts().path_and_query;
         head.uri = http::Uri::from_parts(uri).unwrap_or_default();
-        let body = Limited::new(body, self.shared.limits.request_body);
+        // As it comes and as it is decoded: neither side of the decoder is given more than is allowed.
+        let max = self.shared.limits.request_body;
         let body = RequestBody {
-            body: Box::pin(body),
+            body: Box::pin(Limited::new(body, max)),
             pause: Box::pin(sleep(self.shared.timing.stall)),
             patience: self.shared.timing.stall,
         };
-        Request::from_parts(head, body.boxed_unsync())
+        let body = Limited::new(Decoded::new(body, coded), max);
+        Ok(Request::from_parts(head, body.boxed_unsync()))
     }
 }
 
@@ -274,12 +285,36 @@ impl Drop for AnswerBody {
 }
 
 fn status(status: StatusCode) -> Response<Body> {
-    let mut answer = Response::new(
-        Full::default()
-            .map_err(|never: Infallible| match never {})
-            .boxed_unsync(),
-    );
+    let mut answer = Response::new(whole(Bytes::new()));
     *answer.status_mut() = status;
+    answer
+}
+
+/// The answer, its body compressed if it is JSON that is not small and is at hand whole.
+async fn compressed(answer: Response<Body>) -> Response<Body> {
+    let length = http_body::Body::size_hint(answer.body()).exact();
+    if !length.is_some_and(|length| coding::is_worthwhile(answer.headers(), length)) {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    let body = match body.collect().await {
+        Ok(body) => coding::encode(&mut head.headers, body.to_bytes()).await,
+        Err(error) => {
+            tracing::warn!(%error, "an answer could not be read");
+            return refusal(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "The answer was lost.");
+        }
+    };
+    Response::from_parts(head, whole(body))
+}
+
+/// RFC 9110, section 15.5.16: 415 names the codings that are taken.
+fn unknown_coding() -> Response<Body> {
+    let mut answer = refusal(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "M_UNKNOWN",
+        "The body's content-encoding is not known; zstd is.",
+    );
+    coding::accept(answer.headers_mut());
     answer
 }
 
@@ -290,11 +325,13 @@ fn refusal(code: StatusCode, errcode: &str, error: &str) -> Response<Body> {
     answer
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer.map(|_| {
-        Full::from(json)
-            .map_err(|never: Infallible| match never {})
-            .boxed_unsync()
-    })
+    answer.map(|_| whole(json.into()))
+}
+
+fn whole(body: Bytes) -> Body {
+    Full::new(body)
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
 }
 
 /// Runs hyper's tasks where the sessions' own are counted.

@@ -28,7 +28,7 @@ fn silent(setup: &mut Setup) -> mpsc::Receiver<()> {
     questions
 }
 
-async fn learn_through(node: &Node, other: &Node, wire: &Wire) {
+pub(crate) async fn learn_through(node: &Node, other: &Node, wire: &Wire) {
     let address = [wire.address.clone()];
     node.net
         .add_addresses(&other.name(), other.net.local_peer_id(), &address)

@@ -1,6 +1,13 @@
 //! A wire between two nodes that a test can cut: packets and bytes go in and never come out, and nobody is told.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use kith_net::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -15,6 +22,7 @@ use tokio::{
 pub(crate) struct Wire {
     pub(crate) address: Multiaddr,
     cut: watch::Sender<bool>,
+    carried: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -25,18 +33,19 @@ impl Wire {
             panic!("{target}")
         };
         let cut = watch::Sender::new(false);
+        let carried = Arc::<AtomicUsize>::default();
         let mut tasks = JoinSet::new();
         let address = match parts[1] {
             Protocol::Udp(port) => {
                 let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                 let here = socket.local_addr().unwrap().port();
-                tasks.spawn(udp(socket, (ip, port).into(), cut.subscribe()));
+                tasks.spawn(udp(socket, (ip, port).into(), cut.subscribe(), carried.clone()));
                 format!("/ip4/127.0.0.1/udp/{here}/quic-v1")
             }
             Protocol::Tcp(port) => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let here = listener.local_addr().unwrap().port();
-                tasks.spawn(tcp(listener, (ip, port).into(), cut.subscribe()));
+                tasks.spawn(tcp(listener, (ip, port).into(), cut.subscribe(), carried.clone()));
                 format!("/ip4/127.0.0.1/tcp/{here}")
             }
             _ => panic!("{target}"),
@@ -44,6 +53,7 @@ impl Wire {
         Self {
             address: address.parse().unwrap(),
             cut,
+            carried,
             _tasks: tasks,
         }
     }
@@ -51,9 +61,14 @@ impl Wire {
     pub(crate) fn cut(&self) {
         self.cut.send_replace(true);
     }
+
+    /// Bytes that went either way.
+    pub(crate) fn carried(&self) -> usize {
+        self.carried.load(Ordering::SeqCst)
+    }
 }
 
-async fn udp(socket: Arc<UdpSocket>, target: SocketAddr, cut: watch::Receiver<bool>) {
+async fn udp(socket: Arc<UdpSocket>, target: SocketAddr, cut: watch::Receiver<bool>, carried: Arc<AtomicUsize>) {
     let mut flows: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut packet = [0; 65536];
@@ -67,28 +82,42 @@ async fn udp(socket: Arc<UdpSocket>, target: SocketAddr, cut: watch::Receiver<bo
             None => {
                 let flow = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                 flow.connect(target).await.unwrap();
-                tasks.spawn(udp_back(flow.clone(), socket.clone(), from, cut.clone()));
+                tasks.spawn(udp_back(
+                    flow.clone(),
+                    socket.clone(),
+                    from,
+                    cut.clone(),
+                    carried.clone(),
+                ));
                 flows.insert(from, flow.clone());
                 flow
             }
         };
+        carried.fetch_add(length, Ordering::SeqCst);
         // An error says that the target is gone, which is what a wire cannot know.
         let _ = flow.send(&packet[..length]).await;
     }
 }
 
-async fn udp_back(flow: Arc<UdpSocket>, socket: Arc<UdpSocket>, to: SocketAddr, cut: watch::Receiver<bool>) {
+async fn udp_back(
+    flow: Arc<UdpSocket>,
+    socket: Arc<UdpSocket>,
+    to: SocketAddr,
+    cut: watch::Receiver<bool>,
+    carried: Arc<AtomicUsize>,
+) {
     let mut packet = [0; 65536];
     loop {
         if let Ok(length) = flow.recv(&mut packet).await
             && !*cut.borrow()
         {
+            carried.fetch_add(length, Ordering::SeqCst);
             let _ = socket.send_to(&packet[..length], to).await;
         }
     }
 }
 
-async fn tcp(listener: TcpListener, target: SocketAddr, cut: watch::Receiver<bool>) {
+async fn tcp(listener: TcpListener, target: SocketAddr, cut: watch::Receiver<bool>, carried: Arc<AtomicUsize>) {
     let mut tasks = JoinSet::new();
     // Sockets are held to the end: closing one would tell the other side.
     let held = Arc::new(Mutex::new(Vec::new()));
@@ -97,10 +126,11 @@ async fn tcp(listener: TcpListener, target: SocketAddr, cut: watch::Receiver<boo
         let far = TcpStream::connect(target).await.unwrap();
         let (near, far) = (near.into_split(), far.into_split());
         for (mut from, mut to) in [(near.0, far.1), (far.0, near.1)] {
-            let (cut, held) = (cut.clone(), held.clone());
+            let (cut, held, carried) = (cut.clone(), held.clone(), carried.clone());
             tasks.spawn(async move {
                 let mut bytes = [0; 65536];
                 while let Ok(length @ 1..) = from.read(&mut bytes).await {
+                    carried.fetch_add(length, Ordering::SeqCst);
                     if !*cut.borrow() && to.write_all(&bytes[..length]).await.is_err() {
                         break;
                     }

@@ -128,17 +128,24 @@ pub(super) fn parse<R: IncomingRequest>(request: http::Request<&[u8]>, arguments
 
 /// Reads a JSON body up to a size. Clients may send no body at all where `{}` is meant.
 async fn read_body(limit: usize, method: &Method, body: Body) -> Result<Bytes, Error> {
-    let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| {
-        Error::refused(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::TooLarge,
-            format!("the body is over {limit} bytes"),
-        )
-    })?;
+    let bytes = axum::body::to_bytes(body, limit)
+        .await
+        .map_err(|error| unreadable(limit, &error))?;
     if bytes.is_empty() && [Method::POST, Method::PUT, Method::DELETE].contains(method) {
         return Ok(Bytes::from_static(b"{}"));
     }
     Ok(bytes)
+}
+
+/// Tells a body that is too large from one that broke off or is compressed and damaged.
+fn unreadable(limit: usize, error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+        let text = format!("the body is over {limit} bytes");
+        return Error::refused(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::TooLarge, text);
+    }
+    let text = format!("the body cannot be read: {error}");
+    Error::refused(StatusCode::BAD_REQUEST, ErrorKind::NotJson, text)
 }
 
 /// Tells bytes that are no JSON (`M_NOT_JSON`) from JSON of the wrong shape (`M_BAD_JSON`).
@@ -153,4 +160,33 @@ fn malformed(error: FromHttpRequestError) -> Error {
         _ => ErrorKind::BadJson,
     };
     Error::refused(StatusCode::BAD_REQUEST, kind, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, Limited};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_cannot_be_read_is_told_from_one_that_is_too_large() {
+        let limited = |max| Body::new(Limited::new(Full::new(Bytes::from("12345")), max));
+        let broken = futures::stream::once(async { Err::<Bytes, _>(std::io::Error::other("damaged")) });
+        for (body, expected) in [
+            (limited(5), Ok(5)),
+            (limited(4), Err((413, "M_TOO_LARGE"))),
+            (Body::from("123456"), Err((413, "M_TOO_LARGE"))),
+            (Body::from_stream(broken), Err((400, "M_NOT_JSON"))),
+        ] {
+            let read = read_body(5, &Method::PUT, body).await;
+            let outcome = read.map(|bytes| bytes.len()).map_err(|error| match error {
+                Error::Refused { status, kind, .. } => (status.as_u16(), kind.errcode().to_string()),
+                error => panic!("{error}"),
+            });
+            assert_eq!(
+                outcome,
+                expected.map_err(|(status, errcode)| (status, errcode.to_owned()))
+            );
+        }
+    }
 }
