@@ -15,6 +15,7 @@ need cc build-essential
 need pkg-config pkg-config
 if [ "$goal" = test ]; then
     need python3 python3
+    PATH=$PATH:/usr/sbin:/sbin need ip iproute2
     python3 -c 'import ensurepip, venv' 2> /dev/null || packages+=(python3-venv)
     need javac default-jdk-headless
     need mvn maven

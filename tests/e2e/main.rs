@@ -3,3 +3,4 @@
 
 mod conversation;
 mod crash;
+mod lan;

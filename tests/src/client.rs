@@ -1,7 +1,10 @@
 //! A plain JSON client of the client-server API, for scenarios that need exact requests. Encryption is the interop
 //! suite's business.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -51,7 +54,16 @@ pub struct Client {
 impl Client {
     /// Logs in with a password.
     pub async fn log_in(base: &str, user: &str, password: &str) -> Self {
-        let http = reqwest::Client::new();
+        Self::log_in_with(reqwest::Client::new(), base, user, password).await
+    }
+
+    /// Logs in over a node's Unix socket, which stands in no network.
+    pub async fn log_in_over(socket: &Path, user: &str, password: &str) -> Self {
+        let http = reqwest::Client::builder().unix_socket(socket).build();
+        Self::log_in_with(http.expect("a client"), "http://localhost", user, password).await
+    }
+
+    async fn log_in_with(http: reqwest::Client, base: &str, user: &str, password: &str) -> Self {
         let body = json!({
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": user},

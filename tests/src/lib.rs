@@ -6,9 +6,11 @@
 )]
 
 mod client;
+mod lan;
 mod process;
 
 pub use client::{Answer, Client, texts};
+pub use lan::{Lan, LanError};
 pub use process::{Node, NodeOptions, binary, kith};
 
 use std::time::Duration;

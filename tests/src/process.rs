@@ -1,6 +1,7 @@
 //! Node processes: built once per test run, started on free loopback ports, killed or stopped by process id.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::OnceLock,
@@ -57,6 +58,10 @@ pub struct NodeOptions {
     pub listen: Vec<String>,
     /// Further arguments of `kith run`.
     pub arguments: Vec<String>,
+    /// Whether to look for others on the local network.
+    pub mdns: bool,
+    /// A command that runs the rest of its command line, elsewhere: nothing if empty.
+    pub through: Vec<String>,
 }
 
 /// What `kith run --json` says once it serves.
@@ -164,6 +169,12 @@ impl Node {
         Client::log_in(&self.ready.http, localpart, "correct horse").await
     }
 
+    /// [`Node::client`] over the node's socket, for a node whose network this process does not share.
+    pub async fn client_over_socket(&self, localpart: &str) -> Client {
+        self.add_user(localpart, "correct horse").await;
+        Client::log_in_over(self.ready.socket.as_ref(), localpart, "correct horse").await
+    }
+
     /// Ends the process without a warning, as a crash or a phone's out-of-memory killer would.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("the node was running");
@@ -221,10 +232,16 @@ pub async fn kith(arguments: &[&str], data: &Path, stdin: &str) -> (ExitStatus, 
 }
 
 async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufReader<ChildStdout>, Ready) {
-    let mut command = Command::new(binary("kith"));
+    let mut line: Vec<OsString> = options.through.iter().map(OsString::from).collect();
+    line.push(binary("kith").into());
+    let mut command = Command::new(&line[0]);
     command
-        .args(["run", "--json", "--no-mdns", "--no-open", "--http", http, "--data"])
+        .args(&line[1..])
+        .args(["run", "--json", "--no-open", "--http", http, "--data"])
         .arg(data);
+    if !options.mdns {
+        command.arg("--no-mdns");
+    }
     for address in &options.listen {
         command.args(["--listen", address]);
     }
