@@ -165,6 +165,18 @@ fn describe(status: &control::Report) -> String {
         let name = room.name.as_deref().unwrap_or(room.room_id.as_str());
         lines.push(format!("         {} ({} people)", printable(name), room.members));
     }
+    for report in &node.reports {
+        let event = report.event_id.as_ref().map(|event| event.as_str());
+        let room = report.room_id.as_ref().map(|room| room.as_str());
+        let user = report.user_id.as_ref().map(|user| user.as_str());
+        let what: Vec<&str> = [event, room, user].into_iter().flatten().collect();
+        let (what, reason) = (what.join(" in "), printable(&report.reason));
+        lines.push(format!(
+            "report   {} by {}: {reason}",
+            printable(&what),
+            report.reporter
+        ));
+    }
     lines.push(format!("ticket   {}", node.ticket));
     lines.join("\n")
 }

@@ -3,7 +3,7 @@
 use kith_identity::TicketError;
 use kith_store::{ReadTxn, Seq, StoreError};
 use ruma::{
-    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
     events::{StateEventType, room::member::MembershipState},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ use crate::{
 
 /// Rooms listed at the most.
 const MAX_ROOMS: usize = 200;
+/// Reports listed at the most.
+const MAX_REPORTS: u32 = 50;
 
 /// A node at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,38 @@ pub struct Status {
     pub room_count: usize,
     /// These rooms, the first 200.
     pub rooms: Vec<Room>,
+    /// What its users have reported, the newest 50, newest first.
+    pub reports: Vec<Report>,
+}
+
+/// What a user has reported to the node's owner: a room, an event or another user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// When.
+    pub ts: MilliSecondsSinceUnixEpoch,
+    /// Who reports.
+    pub reporter: OwnedUserId,
+    /// The room reported, or that of the event.
+    pub room_id: Option<OwnedRoomId>,
+    /// The event reported.
+    pub event_id: Option<OwnedEventId>,
+    /// The user reported.
+    pub user_id: Option<OwnedUserId>,
+    /// Why, in the reporter's words.
+    pub reason: String,
+}
+
+impl From<kith_store::Report> for Report {
+    fn from(report: kith_store::Report) -> Self {
+        Self {
+            ts: report.ts,
+            reporter: report.reporter,
+            room_id: report.room_id,
+            event_id: report.event_id,
+            user_id: report.user_id,
+            reason: report.reason,
+        }
+    }
 }
 
 /// A server that is connected.
@@ -130,6 +164,7 @@ impl Node {
         let room_count = rooms.len();
         let read_rooms = move |txn: &ReadTxn<'_>| rooms.iter().take(MAX_ROOMS).map(|id| room(txn, id)).collect();
         let rooms = context.store.read(read_rooms).await?;
+        let reports = context.store.read(|txn| txn.reports(MAX_REPORTS)).await?;
         let peers = self.inner.network.peers().into_iter().map(|peer| Peer {
             server_name: peer.server_name,
             addresses: peer.addresses,
@@ -151,6 +186,7 @@ impl Node {
             contacts,
             room_count,
             rooms,
+            reports: reports.into_iter().map(Report::from).collect(),
         })
     }
 

@@ -13,6 +13,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/06_rooms_service.sql")),
     M::up(include_str!("../migrations/07_timeline.sql")),
     M::up(include_str!("../migrations/08_receipts.sql")),
+    M::up(include_str!("../migrations/09_reports.sql")),
 ];
 
 /// All schema steps.

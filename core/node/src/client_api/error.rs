@@ -50,11 +50,20 @@ pub fn render_error(error: &Error) -> Response<Body> {
 }
 
 /// Answers an unknown route: 404 `M_UNRECOGNIZED`.
-pub(super) async fn unrecognized() -> Response<Body> {
+pub(crate) async fn unrecognized() -> Response<Body> {
     render(
         StatusCode::NOT_FOUND,
         ErrorKind::Unrecognized,
         "there is no such endpoint".to_owned(),
+    )
+}
+
+/// Answers a known route that has no such method: 405 `M_UNRECOGNIZED`.
+pub(crate) async fn wrong_method() -> Response<Body> {
+    render(
+        StatusCode::METHOD_NOT_ALLOWED,
+        ErrorKind::Unrecognized,
+        "this endpoint has no such method".to_owned(),
     )
 }
 
@@ -74,6 +83,56 @@ fn finish(response: Result<Response<Vec<u8>>, IntoHttpError>) -> Response<Body> 
         Err(error) => {
             tracing::error!(%error, "an error response did not serialise");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use serde_json::Value;
+
+    use crate::testing::Cluster;
+
+    /// Client-server and server-server API, "Unsupported endpoints". What is left of the first version of the API is old
+    /// enough to count as unknown.
+    #[tokio::test]
+    async fn unknown_routes_and_methods_are_unrecognized() {
+        let cluster = Cluster::start(2).await;
+        let client = cluster[0].client();
+        let cases = [
+            (Method::GET, "/_matrix/client/v3/nothing", 404),
+            (Method::GET, "/_matrix/client/v3/events", 404),
+            (Method::GET, "/_matrix/client/v3/events/$event", 404),
+            (Method::GET, "/_matrix/client/v3/initialSync", 404),
+            (Method::GET, "/_matrix/client/v3/rooms/!room/initialSync", 404),
+            (Method::GET, "/_matrix/client/v3/login/sso/redirect", 404),
+            (Method::GET, "/_matrix/client/v1/auth_metadata", 404),
+            (Method::GET, "/.well-known/matrix/support", 404),
+            (Method::PUT, "/_matrix/client/v3/login", 405),
+            (Method::DELETE, "/_matrix/client/versions", 405),
+        ];
+        for (method, path, status) in cases {
+            let answer = client.raw(method, path, Vec::new()).await;
+            let body: Value = serde_json::from_slice(answer.body()).unwrap();
+            assert_eq!(
+                (answer.status().as_u16(), &body["errcode"]),
+                (status, &"M_UNRECOGNIZED".into()),
+                "{path}"
+            );
+        }
+        let cases = [
+            ("/_matrix/federation/v1/nothing", 404),
+            ("/_matrix/federation/v1/query/nothing", 404),
+            ("/_matrix/federation/v1/send/1", 405),
+        ];
+        for (path, status) in cases {
+            let (found, body) = cluster[0].ask(&cluster[1], Method::GET, path, Value::Null).await;
+            assert_eq!(
+                (found.as_u16(), &body["errcode"]),
+                (status, &"M_UNRECOGNIZED".into()),
+                "{path}"
+            );
         }
     }
 }

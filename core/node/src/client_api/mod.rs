@@ -18,6 +18,7 @@ mod presence;
 mod profile;
 mod push;
 mod relations;
+mod reports;
 mod rooms;
 mod search;
 pub(crate) mod serve_file;
@@ -34,6 +35,7 @@ pub(crate) use endpoint::BodyLimit;
 use endpoint::EMPTY_STATE_KEY_PATHS;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
 pub use error::render_error;
+pub(crate) use error::{unrecognized, wrong_method};
 pub use guard::{Hosts, only_hosts, with_cors};
 pub(crate) use media::variant as thumbnail_variant;
 
@@ -43,7 +45,7 @@ use crate::Homeserver;
 
 /// The routes that clients reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    let router = Router::new().fallback(error::unrecognized);
+    let router = Router::new().fallback(unrecognized);
     let router = discovery::routes(router);
     let router = session::routes(router);
     let router = account::routes(router);
@@ -67,5 +69,6 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = relations::routes(router);
     let router = search::routes(router);
     let router = rooms::routes(router);
-    router.with_state(homeserver)
+    let router = reports::routes(router);
+    router.method_not_allowed_fallback(wrong_method).with_state(homeserver)
 }

@@ -6,10 +6,12 @@ use ruma::{
     api::federation::{
         directory::{get_public_rooms, get_public_rooms_filtered},
         query::get_room_information,
+        space::get_hierarchy,
     },
     directory::{Filter, RoomNetwork},
 };
 
+use super::Peer;
 use crate::{
     Error, Homeserver,
     client_api::{Args, endpoint},
@@ -18,6 +20,7 @@ use crate::{
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = endpoint(router, get_room_information);
+    let router = endpoint(router, get_hierarchy);
     let router = endpoint(router, get_public_rooms);
     endpoint(router, get_public_rooms_filtered)
 }
@@ -28,6 +31,16 @@ async fn get_room_information(
 ) -> Result<get_room_information::v1::Response, Error> {
     let (room_id, servers) = hs.rooms.own_alias(&args.request.room_alias).await?;
     Ok(get_room_information::v1::Response::new(room_id, servers))
+}
+
+async fn get_hierarchy(
+    hs: Homeserver,
+    args: Args<get_hierarchy::v1::Request>,
+) -> Result<get_hierarchy::v1::Response, Error> {
+    let (Peer(peer), request) = (args.caller, args.request);
+    hs.rooms
+        .hierarchy_for(&peer, &request.room_id, request.suggested_only)
+        .await
 }
 
 async fn get_public_rooms(

@@ -15,7 +15,10 @@ mod version;
 use axum::{Extension, Router};
 use ruma::OwnedServerName;
 
-use crate::{Homeserver, client_api::BodyLimit};
+use crate::{
+    Homeserver,
+    client_api::{BodyLimit, unrecognized, wrong_method},
+};
 
 /// Bytes of a request body that another node may send: 50 PDUs of 64 KiB, 100 EDUs, and room to spare.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
@@ -26,7 +29,7 @@ pub struct Peer(pub OwnedServerName);
 
 /// The routes that other nodes reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    let router = version::routes(Router::new());
+    let router = version::routes(Router::new().fallback(unrecognized));
     let router = keys::routes(router);
     let router = transactions::routes(router);
     let router = events::routes(router);
@@ -36,6 +39,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = membership::routes(router);
     let router = directory::routes(router);
     router
+        .method_not_allowed_fallback(wrong_method)
         .layer(Extension(BodyLimit(MAX_BODY_BYTES)))
         .with_state(homeserver)
 }

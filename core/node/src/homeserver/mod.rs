@@ -18,6 +18,7 @@ mod presence;
 mod presence_tests;
 mod profiles;
 pub mod push;
+mod reports;
 pub mod rooms;
 mod server_keys;
 pub mod sync;
@@ -43,6 +44,7 @@ pub use passing::Passing;
 pub use presence::Presence;
 pub use profiles::Profiles;
 pub use push::Push;
+pub use reports::Reports;
 pub use rooms::{PublicRooms, PublicRoomsQuery, Rooms};
 pub(crate) use server_keys::MAX_BATCH as MAX_KEY_BATCH;
 pub use server_keys::{KeyRing, ServerKeys};
@@ -92,6 +94,8 @@ pub struct Services {
     pub user_directory: UserDirectory,
     /// Push rules, notifications and pushers.
     pub push: Push,
+    /// What users have reported.
+    pub reports: Reports,
     /// What other servers may read.
     pub archive: Archive,
     /// What is read of rooms.
@@ -123,6 +127,7 @@ impl Homeserver {
         let presence = Presence::new(context.clone(), passing.clone(), outbox.clone());
         let user_directory = UserDirectory::new(context.clone());
         let push = Push::new(context.clone());
+        let reports = Reports::new(context.clone());
         let archive = Archive::new(context.clone());
         let timeline = Timeline::new(context.clone());
         let rooms = Rooms::new(
@@ -158,6 +163,7 @@ impl Homeserver {
                 presence,
                 user_directory,
                 push,
+                reports,
                 archive,
                 incoming,
                 timeline,

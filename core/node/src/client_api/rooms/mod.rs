@@ -5,6 +5,7 @@ mod create;
 mod directory;
 mod membership;
 mod send;
+mod spaces;
 
 use axum::Router;
 
@@ -15,5 +16,6 @@ pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
     let router = membership::routes(router);
     let router = send::routes(router);
     let router = aliases::routes(router);
+    let router = spaces::routes(router);
     directory::routes(router)
 }

@@ -1,6 +1,6 @@
 //! Events between real nodes over wires that are cut and mended.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Error,
+    clock::Clock,
     network::Limits,
-    testing::{Client, Cluster, Node, escape},
+    testing::{Client, Cluster, Node, assert_refused, escape},
 };
 
 /// Waits until a node's database shows what is waited for. It looks once after every commit.
@@ -284,6 +285,36 @@ async fn reading_back_fetches_what_was_said_before_one_came() {
             .count(),
         150
     );
+}
+
+#[tokio::test]
+async fn a_moment_of_the_past_is_found_though_it_is_elsewhere() {
+    let cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let body = json!({"preset": "public_chat"});
+    let answer = alice.post_ok("/_matrix/client/v3/createRoom", body).await;
+    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
+    let mut moments = Vec::new();
+    for text in numbered(0..60) {
+        moments.push(u64::from(cluster.clock.now().get()));
+        cluster.clock.advance(Duration::from_secs(60));
+        say(&alice, &room, &text).await;
+    }
+    let bob = cluster[1].register("bob").await;
+    join(&bob, &room, &cluster[0]).await;
+    let at = |rest: &str| format!("/_matrix/client/v1/rooms/{}/{rest}", escape(room.as_str()));
+    let near = async |ts: u64, direction: &str| {
+        let path = at(&format!("timestamp_to_event?ts={ts}&dir={direction}"));
+        let answer = bob.get_ok(&path).await;
+        let event = escape(answer["event_id"].as_str().unwrap());
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{event}", escape(room.as_str()));
+        bob.get_ok(&path).await["content"]["body"].clone()
+    };
+    assert_eq!(near(moments[10], "f").await, numbered(10..11)[0]);
+    assert_eq!(near(moments[10], "b").await, numbered(9..10)[0]);
+    // Everything that could be had is here: the time before is nobody's.
+    let before = at("timestamp_to_event?ts=1000&dir=b");
+    assert_refused(bob.get(&before).await, (404, "M_NOT_FOUND"));
 }
 
 /// Sends raw JSON from one node to another, as its federation client would.

@@ -2,26 +2,16 @@
 
 use kith_store::ReadTxn;
 use ruma::{
-    OwnedRoomId, RoomId, ServerName, UInt, UserId,
+    RoomId, ServerName, UInt, UserId,
     api::{client::room::Visibility, federation::directory::get_public_rooms_filtered},
-    directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomNetwork, RoomTypeFilter},
-    events::{
-        StateEventType,
-        room::{
-            avatar::RoomAvatarEventContent,
-            canonical_alias::RoomCanonicalAliasEventContent,
-            create::RoomCreateEventContent,
-            guest_access::{GuestAccess, RoomGuestAccessEventContent},
-            member::MembershipState,
-            name::RoomNameEventContent,
-            topic::RoomTopicEventContent,
-        },
-    },
+    directory::{Filter, PublicRoomsChunk, RoomNetwork, RoomTypeFilter},
+    events::StateEventType,
 };
 
 use super::{
     Rooms,
-    state::{find_room, get_room, is_world_readable, may_send_state},
+    state::{find_room, get_room, may_send_state},
+    summary::listed,
 };
 use crate::{Error, federation::client};
 
@@ -135,11 +125,12 @@ fn page(txn: &ReadTxn<'_>, filter: &Filter, start: usize, limit: usize) -> Resul
     let mut rooms = Vec::new();
     for room in txn.published_rooms()? {
         // A room that nobody here is in any more cannot be joined through this node, and its state is out of date.
-        if let Some(summary) = summary(txn, room)?
-            && summary.num_joined_members > UInt::MIN
-            && matches(&summary, filter)
-        {
-            rooms.push(summary);
+        let Some(current) = find_room(txn, &room)? else {
+            continue;
+        };
+        let listed = listed(txn, &current)?;
+        if listed.num_joined_members > UInt::MIN && matches(&listed, filter) {
+            rooms.push(listed);
         }
     }
     rooms.sort_by(|a, b| (b.num_joined_members, &a.room_id).cmp(&(a.num_joined_members, &b.room_id)));
@@ -152,38 +143,6 @@ fn page(txn: &ReadTxn<'_>, filter: &Filter, start: usize, limit: usize) -> Resul
         prev_batch: (start > 0).then(|| start.saturating_sub(limit).to_string()),
         total: UInt::try_from(total).ok(),
     })
-}
-
-/// What the public room list tells of a room; none of a room of which nothing is held.
-pub(crate) fn summary(txn: &ReadTxn<'_>, room: OwnedRoomId) -> Result<Option<PublicRoomsChunk>, Error> {
-    let Some(current) = find_room(txn, &room)? else {
-        return Ok(None);
-    };
-    let joined = txn.member_count(&room, &MembershipState::Join)?;
-    let guests = current.content::<RoomGuestAccessEventContent>(StateEventType::RoomGuestAccess, "")?;
-    let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
-        num_joined_members: UInt::new_saturating(joined),
-        room_id: room.clone(),
-        world_readable: is_world_readable(&current)?,
-        guest_can_join: guests.is_some_and(|guests| guests.guest_access == GuestAccess::CanJoin),
-    });
-    chunk.canonical_alias = current
-        .content::<RoomCanonicalAliasEventContent>(StateEventType::RoomCanonicalAlias, "")?
-        .and_then(|content| content.alias);
-    chunk.name = current
-        .content::<RoomNameEventContent>(StateEventType::RoomName, "")?
-        .map(|content| content.name);
-    chunk.topic = current
-        .content::<RoomTopicEventContent>(StateEventType::RoomTopic, "")?
-        .map(|content| content.topic);
-    chunk.avatar_url = current
-        .content::<RoomAvatarEventContent>(StateEventType::RoomAvatar, "")?
-        .and_then(|content| content.url);
-    chunk.join_rule = current.join_rule()?.kind();
-    chunk.room_type = current
-        .content::<RoomCreateEventContent>(StateEventType::RoomCreate, "")?
-        .and_then(|content| content.room_type);
-    Ok(Some(chunk))
 }
 
 fn matches(room: &PublicRoomsChunk, filter: &Filter) -> bool {

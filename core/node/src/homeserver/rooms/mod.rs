@@ -14,7 +14,9 @@ mod member;
 mod outside;
 mod resident;
 mod send;
+mod spaces;
 pub(crate) mod state;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod upgrade;
@@ -22,6 +24,8 @@ mod upgrade;
 pub use directory::{PublicRooms, PublicRoomsQuery};
 pub(crate) use invite::{DELAYED_INVITE, DelayedInvite};
 pub use resident::Handshake;
+
+use std::sync::Arc;
 
 use ruma::OwnedRoomId;
 
@@ -37,6 +41,8 @@ pub struct Rooms {
     push: Push,
     /// Whoever enters a room takes turns with others that enter the same one.
     entering: Turns<OwnedRoomId>,
+    /// Walks through spaces that clients may continue.
+    walks: Arc<spaces::Walks>,
 }
 
 impl Rooms {
@@ -49,6 +55,7 @@ impl Rooms {
             profiles,
             push,
             entering: Turns::default(),
+            walks: Arc::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use ruma::{
 };
 
 use super::{
-    Reading, Timeline, TimelineToken, Walk,
+    Access, Reading, Timeline, TimelineToken, Walk,
     messages::{MAX_PAGE, direction},
     state_events, walk,
 };
@@ -21,6 +21,9 @@ use crate::{Error, homeserver::Session};
 
 /// Events nearest to a time that are looked at for one that may be read.
 const MAX_NEAREST: usize = 100;
+
+/// Times that one look for an event near a time asks others for older events.
+const MAX_FETCHES: usize = 20;
 
 impl Timeline {
     /// One event.
@@ -54,15 +57,32 @@ impl Timeline {
         self.read(session, request.room_id, context).await
     }
 
-    /// The event nearest to a time, on one side of it.
+    /// The event nearest to a time, on one side of it. While the node's history does not go back to that time, others are
+    /// asked for more of it, within limits.
     pub async fn event_by_timestamp(
         &self,
         session: &Session,
         request: get_event_by_timestamp::v1::Request,
     ) -> Result<get_event_by_timestamp::v1::Response, Error> {
         let (ts, way) = (request.ts, direction(request.dir));
+        let room = request.room_id;
+        for _ in 0..MAX_FETCHES {
+            let lacks_history = move |reading: &mut Reading<'_>| reading.lacks_history_at(ts);
+            let lacks_history = self.read(session, room.clone(), lacks_history).await?;
+            let Some(history) = self.history.get().filter(|_| lacks_history) else {
+                break;
+            };
+            match history.fetch(&room, MAX_PAGE).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!(%room, %error, "older history could not be fetched");
+                    break;
+                }
+            }
+        }
         let nearest = move |reading: &mut Reading<'_>| reading.nearest(ts, way);
-        let event = self.read(session, request.room_id, nearest).await?;
+        let event = self.read(session, room, nearest).await?;
         Ok(get_event_by_timestamp::v1::Response::new(
             event.pdu.event_id().to_owned(),
             event.pdu.origin_server_ts(),
@@ -137,6 +157,14 @@ impl Reading<'_> {
             .iter()
             .map(|pdu| self.renderer.state_event(pdu, redaction))
             .collect())
+    }
+
+    /// Whether everything held is younger than a time, and more of the past may be had from other servers.
+    fn lacks_history_at(&mut self, ts: MilliSecondsSinceUnixEpoch) -> Result<bool, Error> {
+        let room = self.sight.room();
+        Ok(self.access == Access::Joined
+            && self.txn.events_near(room, ts, Direction::Backward, 1)?.is_empty()
+            && !self.txn.backward_extremities(room)?.is_empty())
     }
 
     fn nearest(&mut self, ts: MilliSecondsSinceUnixEpoch, way: Direction) -> Result<TimelineEvent, Error> {

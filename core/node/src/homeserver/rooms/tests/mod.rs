@@ -3,6 +3,7 @@
 mod federated;
 mod local;
 mod refusals;
+mod spaces;
 mod strangers;
 
 use serde_json::{Value, json};
