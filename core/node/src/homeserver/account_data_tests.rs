@@ -93,8 +93,12 @@ async fn profiles_that_are_refused_change_nothing() {
         alice.delete(&profile(&bob.user_id, "/displayname")).await,
         (403, "M_FORBIDDEN"),
     );
-    for user in [&alice, &bob] {
-        assert_eq!(alice.get_ok(&profile(&user.user_id, "")).await, json!({}));
+    // Every account starts with its own name to be shown by.
+    for (user, name) in [(&alice, "alice"), (&bob, "bob")] {
+        assert_eq!(
+            alice.get_ok(&profile(&user.user_id, "")).await,
+            json!({"displayname": name})
+        );
     }
 }
 

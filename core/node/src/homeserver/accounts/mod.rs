@@ -25,6 +25,7 @@ use ruma::{
         error::{ErrorKind, UnknownTokenErrorData},
     },
     exports::http::StatusCode,
+    profile::ProfileFieldName,
 };
 use zeroize::Zeroizing;
 
@@ -273,7 +274,7 @@ impl Accounts {
     }
 }
 
-/// Adds an account with what every account has from the start.
+/// Adds an account with what every account has from the start: a display name and the default push rules.
 fn insert(
     txn: &WriteTxn<'_>,
     user_id: &UserId,
@@ -283,6 +284,9 @@ fn insert(
     if !txn.insert_user(user_id, Some(password_hash), now)? {
         return Err(user_in_use());
     }
+    // Names of servers are long: a user that has said nothing yet is shown by what they chose to be called.
+    let name = serde_json::Value::from(user_id.localpart()).to_string();
+    txn.set_profile_field(user_id, ProfileFieldName::DisplayName.as_str(), &name)?;
     push::rules::keep_default_rules(txn, user_id)
 }
 

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeSet;
 
-use kith_engine::{Pdu, client_event, rules, stripped_event};
+use kith_engine::{Pdu, RoomReader, Unsigned, client_event, rules, stripped_event};
 use kith_store::{OutsideMembership, Seq};
 use ruma::{
-    OwnedRoomId, RoomId,
+    OwnedRoomId, RoomId, RoomVersionId,
     api::client::sync::sync_events::v3::{InvitedRoom, KnockedRoom, LeftRoom, Rooms, State, StateEvents},
     events::{AnyStrippedStateEvent, StateEventType, room::member::MembershipState},
     serde::Raw,
 };
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::answer::Snapshot;
 use crate::Error;
@@ -61,13 +62,46 @@ impl Snapshot<'_> {
         }
         let user = &self.query.session.user_id;
         let member = |user: &str| self.txn.current_state_event(room, &StateEventType::RoomMember, user);
-        if let Some(own) = member(user.as_str())? {
+        if let (Some(own), Some(version)) = (member(user.as_str())?, self.txn.room_version(room)?) {
             if own.sender() != user {
                 events.extend(member(own.sender().as_str())?);
             }
-            events.push(own);
+            let whole = self.whole_event(&own, &version);
+            let stripped = events.iter().map(stripped_event);
+            return Ok(stripped.chain([whole]).map(Raw::from_json).collect());
         }
         Ok(events.iter().map(|pdu| Raw::from_json(stripped_event(pdu))).collect())
+    }
+
+    /// The user's own membership as clients see it anywhere else: they read from it when they were invited, which
+    /// stripped state does not tell.
+    fn whole_event(&self, own: &Pdu, version: &RoomVersionId) -> Box<RawValue> {
+        let Ok(rules) = rules(version) else {
+            return stripped_event(own);
+        };
+        let unsigned = Unsigned::aged(own, self.renderer.now);
+        client_event(own, &unsigned, self.renderer.format, &rules.redaction)
+    }
+
+    /// What another server told of a room, with the user's own membership as this node holds it.
+    fn outside_state(&self, standing: &OutsideMembership) -> Vec<Raw<AnyStrippedStateEvent>> {
+        #[derive(Deserialize)]
+        struct Key {
+            #[serde(rename = "type")]
+            kind: String,
+            state_key: String,
+        }
+        let is_own = |event: &RawValue| {
+            let key = serde_json::from_str::<Key>(event.get());
+            key.is_ok_and(|key| key.kind == "m.room.member" && key.state_key == standing.user_id.as_str())
+        };
+        let (id, room) = (standing.event_id.clone(), standing.room_id.clone());
+        let mut events = standing.state.clone();
+        if let Ok(own) = Pdu::from_stored(id, room, standing.event.get()) {
+            events.retain(|event| !is_own(event));
+            events.push(self.whole_event(&own, &standing.version));
+        }
+        events.into_iter().map(Raw::from_json).collect()
     }
 
     /// Tells of invites to, knocks on and refusals by rooms that this node is not in, and returns which rooms these are.
@@ -84,12 +118,12 @@ impl Snapshot<'_> {
             match standing.membership {
                 MembershipState::Invite if !self.is_from_ignored(&standing) => {
                     let mut invited = InvitedRoom::new();
-                    invited.invite_state.events = outside_state(&standing);
+                    invited.invite_state.events = self.outside_state(&standing);
                     rooms.invite.insert(room, invited);
                 }
                 MembershipState::Knock => {
                     let mut knocked = KnockedRoom::new();
-                    knocked.knock_state.events = outside_state(&standing);
+                    knocked.knock_state.events = self.outside_state(&standing);
                     rooms.knock.insert(room, knocked);
                 }
                 // A client that starts has not heard of the invite either.
@@ -124,35 +158,10 @@ impl Snapshot<'_> {
         if let Ok(pdu) = Pdu::from_stored(id.clone(), room.clone(), json)
             && let Ok(rules) = rules(&standing.version)
         {
-            let unsigned = kith_engine::Unsigned::aged(&pdu, self.renderer.now);
+            let unsigned = Unsigned::aged(&pdu, self.renderer.now);
             let event = client_event(&pdu, &unsigned, self.renderer.format, &rules.redaction);
             left.timeline.events.push(Raw::from_json(event));
         }
         Ok(left)
     }
-}
-
-/// What another server told of a room, with the user's own membership if it is not part of that.
-fn outside_state(standing: &OutsideMembership) -> Vec<Raw<AnyStrippedStateEvent>> {
-    #[derive(Deserialize)]
-    struct Key {
-        #[serde(rename = "type")]
-        kind: String,
-        state_key: String,
-    }
-    let is_own = |json: &str| {
-        let key = serde_json::from_str::<Key>(json);
-        key.is_ok_and(|key| key.kind == "m.room.member" && key.state_key == standing.user_id.as_str())
-    };
-    let mut events = standing.state.clone();
-    if !events.iter().any(|event| is_own(event.get()))
-        && let Ok(pdu) = Pdu::from_stored(
-            standing.event_id.clone(),
-            standing.room_id.clone(),
-            standing.event.get(),
-        )
-    {
-        events.push(stripped_event(&pdu));
-    }
-    events.into_iter().map(Raw::from_json).collect()
 }

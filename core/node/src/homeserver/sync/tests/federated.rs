@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{at, bodies, create, has, ids, join, say, sync};
+use super::{assert_tells_when_invited, at, bodies, create, has, ids, join, say, sync};
 use crate::testing::{Cluster, escape};
 
 #[tokio::test]
@@ -19,6 +19,7 @@ async fn an_invite_from_another_node_becomes_a_room() {
         has(state, "m.room.name", "") && has(state, "m.room.member", &bob.user_id),
         "{invited}"
     );
+    assert_tells_when_invited(state, &bob.user_id);
 
     join(&bob, &room).await;
     let joined = sync(&bob, Some(&invited), &[]).await;

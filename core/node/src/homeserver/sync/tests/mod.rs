@@ -95,6 +95,19 @@ fn keys(events: &Value) -> Vec<(String, String)> {
 }
 
 /// Whether a list of events has one of this type and state key.
+/// Clients show when somebody was invited: they read it from the invited user's own member event, which is told whole.
+#[track_caller]
+fn assert_tells_when_invited(state: &Value, user: &str) {
+    let own: Vec<_> = (state.as_array().unwrap().iter())
+        .filter(|event| event["type"] == "m.room.member" && event["state_key"] == user)
+        .collect();
+    assert_eq!(own.len(), 1, "{state}");
+    assert!(
+        own[0]["origin_server_ts"].is_number() && own[0]["event_id"].is_string(),
+        "{state}"
+    );
+}
+
 fn has(events: &Value, kind: &str, state_key: &str) -> bool {
     keys(events).contains(&(kind.to_owned(), state_key.to_owned()))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{at, bodies, create, has, ids, join, keys, redact, say, send, set, sync};
+use super::{assert_tells_when_invited, at, bodies, create, has, ids, join, keys, redact, say, send, set, sync};
 use crate::testing::{Cluster, assert_refused, escape};
 
 #[tokio::test]
@@ -169,6 +169,7 @@ async fn rooms_come_and_go() {
         assert!(has(state, kind, key), "{kind} {state}");
     }
     assert!(state[0].get("event_id").is_none(), "{state}");
+    assert_tells_when_invited(state, &bob.user_id);
     assert!(sync(&bob, Some(&invited), &[]).await.get("rooms").is_none());
     // An initial sync tells of the invite too.
     assert!(sync(&bob, None, &[]).await["rooms"]["invite"][&room].is_object());
