@@ -1,6 +1,6 @@
 //! `make bench`: the figures that BENCHMARKS.md quotes, measured on real processes. It judges nothing.
 //!
-//! Arguments name the parts to run (`client`, `nodes`, `size`); without any, all run. Synapse is measured beside Kith in
+//! Arguments name the parts to run (`client`, `nodes`, `rooms`, `size`); without any, all run. Synapse is measured beside Kith in
 //! the same run if `KITH_BENCH_SYNAPSE` names a Python that has it.
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
 mod client_api;
 mod nodes;
 mod process;
+mod rooms;
 mod size;
 mod synapse;
 mod table;
@@ -28,6 +29,9 @@ async fn main() {
     }
     if wanted("nodes") {
         nodes::measure().await.print();
+    }
+    if wanted("rooms") {
+        rooms::measure().await.print();
     }
     if wanted("size") {
         size::measure().await.print();

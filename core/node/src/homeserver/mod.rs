@@ -29,6 +29,7 @@ mod to_device;
 mod to_device_tests;
 mod turns;
 mod user_directory;
+mod verify;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};

@@ -144,7 +144,8 @@ impl Incoming {
     pub(super) async fn fetch_auth_chain(&self, asked: &Asked, event: &EventId) -> Result<Vec<CheckedPdu>, Error> {
         let request = || get_event_authorization::v1::Request::new(asked.room.clone(), event.to_owned());
         let (server, answer) = self.ask(asked, MANY_EVENTS, request).await?;
-        self.check(answer.auth_chain, &asked.room, &asked.version, &server)
+        self.server_keys
+            .check(answer.auth_chain, &asked.room, &asked.version, &server)
             .await
     }
 
@@ -173,7 +174,10 @@ impl Incoming {
                     continue;
                 }
             };
-            let checked = self.check(vec![pdu], &asked.room, &asked.version, server).await?;
+            let checked = self
+                .server_keys
+                .check(vec![pdu], &asked.room, &asked.version, server)
+                .await?;
             if let Some(event) = checked.into_iter().find(|event| event.event_id() == id) {
                 return Ok(Some(event));
             }

@@ -99,7 +99,10 @@ impl Incoming {
         };
         let (server, mut answer) = self.ask(asked, Limits::default(), request).await?;
         answer.events.truncate(limit);
-        let told = self.check(answer.events, &asked.room, &asked.version, &server).await?;
+        let told = self
+            .server_keys
+            .check(answer.events, &asked.room, &asked.version, &server)
+            .await?;
         let new = before.add(told);
         let lacking = self.connect(event, before).await?;
         if !lacking.is_empty() && self.fetch_outliers(asked, lacking).await? > 0 {
@@ -196,6 +199,7 @@ impl Incoming {
         let (server, mut told) = self.ask(&asked_first, MANY_EVENTS, request).await?;
         told.auth_chain.extend(told.pdus);
         let events = self
+            .server_keys
             .check(told.auth_chain, &asked.room, &asked.version, &server)
             .await?;
         self.keep_outliers(events).await?;

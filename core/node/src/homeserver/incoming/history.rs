@@ -72,7 +72,10 @@ impl Incoming {
         let request = || get_backfill::v1::Request::new(asked.room.clone(), starts.clone(), count.into());
         let (server, mut answer) = self.ask(asked, MANY_EVENTS, request).await?;
         answer.pdus.truncate(limit);
-        let told = self.check(answer.pdus, &asked.room, &asked.version, &server).await?;
+        let told = self
+            .server_keys
+            .check(answer.pdus, &asked.room, &asked.version, &server)
+            .await?;
         let ids: Vec<OwnedEventId> = told.iter().map(|event| event.event_id().to_owned()).collect();
         let read = self.ctx.store.read(move |txn| {
             let mut held = BTreeSet::new();

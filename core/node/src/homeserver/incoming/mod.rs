@@ -5,7 +5,6 @@ mod ask;
 mod gap;
 mod history;
 mod transaction;
-mod verify;
 
 pub use transaction::Answer;
 

@@ -12,9 +12,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Incoming,
     gap::{Attempt, Verdict, keep_live},
-    verify::parse,
 };
-use crate::{Error, homeserver::rooms::state::find_room};
+use crate::{
+    Error,
+    homeserver::{rooms::state::find_room, verify::parse},
+};
 
 /// What is answered to a transaction: for each event the reason for which it was not taken, if it was not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +88,7 @@ impl Incoming {
         let sorted = self.sort(transaction, pdus, &mut received).await?;
         let unchecked = self.drop_known(sorted, &mut received).await?;
         let mut genuine = Vec::with_capacity(unchecked.len());
-        for (id, checked) in self.verify(unchecked, &transaction.peer).await? {
+        for (id, checked) in self.server_keys.verify(unchecked, &transaction.peer).await? {
             match checked {
                 Ok(event) => genuine.push(event),
                 Err(error) => {

@@ -72,34 +72,45 @@ impl Rooms {
         self.take_in(server, join, answer.room_state).await
     }
 
-    /// Verifies what another server told of a room that it let us into, and keeps it in one commit.
+    /// Verifies what another server told of a room that it let us into, and keeps it in one commit. Malformed events and
+    /// those whose signatures do not hold are left out; if the room needs one of them, it is missed then.
     async fn take_in(&self, server: &ServerName, join: CheckedPdu, told: RoomState) -> Result<(), Error> {
-        let version = join.version().clone();
-        // Parsing and verifying thousands of events takes seconds of pure computing: not on the async threads.
-        let parsed = tokio::task::spawn_blocking(move || Told::parse(&join, told, &version).map(|told| (join, told)));
-        let (join, told) = parsed
-            .await
-            .map_err(cut_short)?
-            .map_err(|reason| broken(server, reason))?;
-        let keys = self.server_keys.load(&told.required_keys(), server).await?;
-        let verified = tokio::task::spawn_blocking(move || {
-            let keys = |server: &ServerName, key: &str, at| keys.get(server, key, at);
-            told.verify(keys)
-        });
-        let verified = verified
-            .await
-            .map_err(cut_short)?
-            .map_err(|reason| broken(server, reason))?;
-        let join = verified.join.unwrap_or(join);
+        let join = match told.event {
+            Some(signed) => self.signed_join(server, &join, &signed).await?,
+            None => join,
+        };
+        let (room, version) = (join.room_id(), join.version());
+        let state = self.server_keys.check(told.state, room, version, server).await?;
+        let chain = self.server_keys.check(told.auth_chain, room, version, server).await?;
         let server = server.to_owned();
         self.commit(move |commit| {
-            let import = import_room(&**commit.txn, &verified.state, &verified.auth_chain, &join);
+            let import = import_room(&**commit.txn, &state, &chain, &join);
             for applied in import.map_err(|error| not_imported(&server, error))? {
                 commit.keep(&applied)?;
             }
             commit.entered(join.room_id())
         })
         .await
+    }
+
+    /// Our join with the other server's signature, where it has added one.
+    async fn signed_join(
+        &self,
+        server: &ServerName,
+        join: &CheckedPdu,
+        signed: &RawValue,
+    ) -> Result<CheckedPdu, Error> {
+        let signed = UncheckedPdu::parse(signed.get(), join.version());
+        let signed = signed.map_err(|error| broken(server, error.to_string()))?;
+        if signed.event_id() != join.event_id() {
+            return Err(broken(server, "it signed another event than the join".to_owned()).into());
+        }
+        let mut verified = self.server_keys.verify(vec![signed], server).await?;
+        match verified.pop() {
+            Some((_, Ok(signed))) => Ok(signed),
+            Some((_, Err(error))) => Err(broken(server, error.to_string()).into()),
+            None => Ok(join.clone()),
+        }
     }
 
     /// Knocks at a room through the first of these servers that passes it on.
@@ -289,80 +300,6 @@ impl Rooms {
     }
 }
 
-/// What a `send_join` answer tells, parsed but not yet believed.
-struct Told {
-    /// Our join with the other server's signature, where it has added one.
-    join: Option<UncheckedPdu>,
-    state: Vec<UncheckedPdu>,
-    auth_chain: Vec<UncheckedPdu>,
-}
-
-/// The same, genuine.
-struct Verified {
-    join: Option<CheckedPdu>,
-    state: Vec<CheckedPdu>,
-    auth_chain: Vec<CheckedPdu>,
-}
-
-impl Told {
-    /// Malformed events are left out; if the room needs one of them, it is missed later.
-    fn parse(join: &CheckedPdu, told: RoomState, version: &RoomVersionId) -> Result<Self, String> {
-        let parse_all = |events: Vec<Box<RawValue>>| -> Vec<UncheckedPdu> {
-            let events = events.iter();
-            events
-                .filter_map(|event| UncheckedPdu::parse(event.get(), version).ok())
-                .collect()
-        };
-        let signed = told.event.map(|event| UncheckedPdu::parse(event.get(), version));
-        let signed = signed.transpose().map_err(|error| error.to_string())?;
-        if signed
-            .as_ref()
-            .is_some_and(|signed| signed.event_id() != join.event_id())
-        {
-            return Err("it signed another event than the join".to_owned());
-        }
-        Ok(Self {
-            join: signed,
-            state: parse_all(told.state),
-            auth_chain: parse_all(told.auth_chain),
-        })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &UncheckedPdu> {
-        self.join.iter().chain(&self.state).chain(&self.auth_chain)
-    }
-
-    fn required_keys(&self) -> Vec<kith_engine::RequiredKeys> {
-        self.all()
-            .filter_map(|event| event.required_keys().ok())
-            .flatten()
-            .collect()
-    }
-
-    /// Events whose signatures do not hold are left out, like malformed ones.
-    fn verify(
-        self,
-        keys: impl Fn(&ServerName, &str, ruma::MilliSecondsSinceUnixEpoch) -> Option<kith_engine::VerifyKey>,
-    ) -> Result<Verified, String> {
-        let verify_all = |events: Vec<UncheckedPdu>| -> Vec<CheckedPdu> {
-            let verify = |event: UncheckedPdu| match event.verify(&keys) {
-                Ok(event) => Some(event),
-                Err(error) => {
-                    tracing::debug!(%error, "an event of a room that is entered does not verify");
-                    None
-                }
-            };
-            events.into_iter().filter_map(verify).collect()
-        };
-        let join = self.join.map(|join| join.verify(&keys)).transpose();
-        Ok(Verified {
-            join: join.map_err(|error| error.to_string())?,
-            state: verify_all(self.state),
-            auth_chain: verify_all(self.auth_chain),
-        })
-    }
-}
-
 /// What several servers answered, of which one answer must be given.
 #[derive(Default)]
 struct Failures(Option<Error>);
@@ -407,10 +344,6 @@ fn broken(server: &ServerName, reason: String) -> NetworkError {
         server: server.to_owned(),
         reason,
     }
-}
-
-fn cut_short(error: tokio::task::JoinError) -> Error {
-    Error::Internal("checking a room's state ended early", Some(Box::new(error)))
 }
 
 fn not_imported(server: &ServerName, error: ImportError<StoreError>) -> Error {

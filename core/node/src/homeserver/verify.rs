@@ -8,16 +8,37 @@ use kith_engine::{CheckedPdu, PduError, UncheckedPdu};
 use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 use serde_json::value::RawValue;
 
-use super::Incoming;
+use super::ServerKeys;
 use crate::Error;
 
 /// Events that one task checks at the least: fewer are not worth a task of their own.
 const MIN_CHUNK: usize = 8;
 
-impl Incoming {
+/// Events that are checked at once at the most: parsed and not yet checked, an event takes several times its size.
+const CHECKED_AT_ONCE: usize = 512;
+
+impl ServerKeys {
     /// Checks events of one room. Those that are malformed, another room's or not genuine are left out, with a word in
     /// the log; the order stays. `ask` is asked for keys that are not held.
     pub(super) async fn check(
+        &self,
+        pdus: Vec<Box<RawValue>>,
+        room: &RoomId,
+        version: &RoomVersionId,
+        ask: &ServerName,
+    ) -> Result<Vec<CheckedPdu>, Error> {
+        let mut all = Vec::with_capacity(pdus.len());
+        let mut pdus = pdus.into_iter();
+        loop {
+            let some: Vec<_> = pdus.by_ref().take(CHECKED_AT_ONCE).collect();
+            if some.is_empty() {
+                return Ok(all);
+            }
+            all.extend(self.check_some(some, room, version, ask).await?);
+        }
+    }
+
+    async fn check_some(
         &self,
         pdus: Vec<Box<RawValue>>,
         room: &RoomId,
@@ -28,11 +49,11 @@ impl Incoming {
         let unchecked = unchecked.into_iter().filter_map(|parsed| match parsed {
             Ok(pdu) if pdu.pdu().room_id() == room => Some(pdu),
             Ok(pdu) => {
-                tracing::info!(%ask, %room, event = %pdu.event_id(), "an event of another room was told; ignored");
+                tracing::debug!(%ask, %room, event = %pdu.event_id(), "an event of another room was told; ignored");
                 None
             }
             Err(error) => {
-                tracing::info!(%ask, %room, %error, "a malformed event was told; ignored");
+                tracing::debug!(%ask, %room, %error, "a malformed event was told; ignored");
                 None
             }
         });
@@ -42,7 +63,7 @@ impl Incoming {
             .filter_map(|(id, checked)| match checked {
                 Ok(checked) => Some(checked),
                 Err(error) => {
-                    tracing::info!(%ask, %room, event = %id, %error, "an event is not genuine; ignored");
+                    tracing::debug!(%ask, %room, event = %id, %error, "an event is not genuine; ignored");
                     None
                 }
             })
@@ -60,7 +81,7 @@ impl Incoming {
             .flat_map(UncheckedPdu::required_keys)
             .flatten()
             .collect();
-        let ring = Arc::new(self.server_keys.load(&needed, ask).await?);
+        let ring = Arc::new(self.load(&needed, ask).await?);
         in_parallel(unchecked, move |pdu| {
             let id = pdu.event_id().to_owned();
             let checked = pdu.verify(|server, key_id, at| ring.get(server, key_id, at));
