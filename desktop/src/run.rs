@@ -1,12 +1,20 @@
 //! `kith run`: a node that serves until it is told to stop.
 
 use std::{
+    io::IsTerminal,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use kith_node::{Node, clock::World, config::Config, contacts::Introduction, data_folder::DataFolder};
+use kith_node::{
+    Node,
+    clock::World,
+    config::Config,
+    contacts::{AddPeerError, Introduction},
+    data_folder::DataFolder,
+    store::StoreError,
+};
 use ruma::OwnedServerName;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -88,7 +96,14 @@ async fn serve(node: &Node, data: &Path, options: &RunOptions, peers: &[Introduc
     }
     node.go_online().await?;
     for peer in peers {
-        node.add_peer(peer).await.map_err(OperationError::from)?;
+        match node.add_peer(peer).await {
+            Ok(_) => {}
+            // A node that can be read is worth more than none.
+            Err(AddPeerError::Store(StoreError::Full)) => {
+                tracing::warn!("the disk is full; a node named with --peer is not kept");
+            }
+            Err(error) => return Err(OperationError::from(error).into()),
+        }
     }
     node.serve_socket(&control_socket, control::routes(surface.clone()))
         .await?;
@@ -142,6 +157,7 @@ fn start_log() {
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // Only a test runs this twice in a process.
     let _ = log.try_init();

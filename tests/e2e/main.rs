@@ -3,4 +3,6 @@
 
 mod conversation;
 mod crash;
+mod full_disk;
+mod kills;
 mod lan;

@@ -97,6 +97,11 @@ impl Client {
 
     /// One request under `/_matrix/client/v3`, or under `/` if the path starts with `/_`.
     pub async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.try_request(method, path, body).await.expect("an answer")
+    }
+
+    /// [`Client::request`] to a node that may end meanwhile: `None` if the whole answer did not arrive.
+    pub async fn try_request(&self, method: Method, path: &str, body: Option<&Value>) -> Option<Answer> {
         let url = if path.starts_with("/_") {
             format!("{}{path}", self.base)
         } else {
@@ -106,15 +111,13 @@ impl Client {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = within("an answer", request.send()).await.expect("an answer");
+        let response = within("an answer", request.send()).await.ok()?;
         let status = response.status().as_u16();
-        let bytes = within("the answer's body", response.bytes())
-            .await
-            .expect("a whole body");
-        Answer {
+        let bytes = within("the answer's body", response.bytes()).await.ok()?;
+        Some(Answer {
             status,
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-        }
+        })
     }
 
     /// GET.

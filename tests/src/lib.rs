@@ -8,10 +8,12 @@
 mod client;
 mod lan;
 mod process;
+mod small_disk;
 
 pub use client::{Answer, Client, texts};
 pub use lan::{Lan, LanError};
 pub use process::{Node, NodeOptions, binary, kith};
+pub use small_disk::SmallDisk;
 
 use std::time::Duration;
 

@@ -52,6 +52,8 @@ pub fn binary(name: &str) -> PathBuf {
 /// How to start a node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeOptions {
+    /// The data folder; a temporary one if none.
+    pub data: Option<PathBuf>,
     /// Tickets of nodes to know from the start.
     pub peers: Vec<String>,
     /// Listen addresses; loopback QUIC on a free port if empty.
@@ -85,23 +87,31 @@ pub struct Ready {
 
 /// A node in a process and a data folder of its own. Dropping it kills the process.
 pub struct Node {
-    data: TempDir,
+    // The first to be dropped: the process ends before its folder goes.
+    child: Child,
+    data: PathBuf,
+    _temporary: Option<TempDir>,
     options: NodeOptions,
     /// The last ready line.
     pub ready: Ready,
-    child: Child,
     stdout: BufReader<ChildStdout>,
     http_address: String,
 }
 
 impl Node {
-    /// Starts a node in a fresh data folder.
+    /// Starts a node in its data folder, or in a fresh one.
     pub async fn start(mut options: NodeOptions) -> Self {
-        let data = tempfile::tempdir().expect("a temporary folder");
+        let (data, temporary) = match &options.data {
+            Some(data) => (data.clone(), None),
+            None => {
+                let temporary = tempfile::tempdir().expect("a temporary folder");
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
         if options.listen.is_empty() {
             options.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
         }
-        let (child, stdout, ready) = spawn(data.path(), "127.0.0.1:0", &options).await;
+        let (child, stdout, ready) = spawn(&data, "127.0.0.1:0", &options).await;
         // A restarted node comes back on the ports that its peers know.
         options.listen = ready.listen.iter().map(|address| without_peer_id(address)).collect();
         let http_address = ready
@@ -111,6 +121,7 @@ impl Node {
             .to_owned();
         Self {
             data,
+            _temporary: temporary,
             options,
             ready,
             child,
@@ -137,7 +148,7 @@ impl Node {
 
     /// The data folder.
     pub fn data(&self) -> &Path {
-        self.data.path()
+        &self.data
     }
 
     /// The process id, while it runs.
@@ -152,7 +163,8 @@ impl Node {
 
     /// Runs `kith ARGS --data DIR` and returns its exit status, standard output and standard error.
     pub async fn kith(&self, arguments: &[&str], stdin: &str) -> (ExitStatus, String, String) {
-        kith(arguments, self.data(), stdin).await
+        let command = command(&self.options.through);
+        finish(command, arguments, self.data(), stdin).await
     }
 
     /// Adds a user with a password.
@@ -190,7 +202,7 @@ impl Node {
 
     /// Starts the stopped or killed node again: same data folder, same HTTP address.
     pub async fn restart(&mut self) {
-        let (child, stdout, ready) = spawn(self.data.path(), &self.http_address, &self.options).await;
+        let (child, stdout, ready) = spawn(&self.data, &self.http_address, &self.options).await;
         (self.child, self.stdout, self.ready) = (child, stdout, ready);
     }
 
@@ -208,7 +220,20 @@ impl Node {
 
 /// Runs `kith ARGS --data DIR` to its end.
 pub async fn kith(arguments: &[&str], data: &Path, stdin: &str) -> (ExitStatus, String, String) {
-    let mut child = Command::new(binary("kith"))
+    finish(command(&[]), arguments, data, stdin).await
+}
+
+/// `kith`, run through a command unless that is empty.
+fn command(through: &[String]) -> Command {
+    let mut line: Vec<OsString> = through.iter().map(OsString::from).collect();
+    line.push(binary("kith").into());
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]);
+    command
+}
+
+async fn finish(mut kith: Command, arguments: &[&str], data: &Path, stdin: &str) -> (ExitStatus, String, String) {
+    let mut child = kith
         .args(arguments)
         .arg("--data")
         .arg(data)
@@ -232,11 +257,8 @@ pub async fn kith(arguments: &[&str], data: &Path, stdin: &str) -> (ExitStatus, 
 }
 
 async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufReader<ChildStdout>, Ready) {
-    let mut line: Vec<OsString> = options.through.iter().map(OsString::from).collect();
-    line.push(binary("kith").into());
-    let mut command = Command::new(&line[0]);
+    let mut command = command(&options.through);
     command
-        .args(&line[1..])
         .args(["run", "--json", "--no-open", "--http", http, "--data"])
         .arg(data);
     if !options.mdns {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use rusqlite::{ErrorCode, ffi};
+
 use crate::BackupError;
 
 /// Why a database file cannot be opened. The file is left as it was.
@@ -101,9 +103,40 @@ pub enum StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
-            _ => Self::Sqlite(error),
+        if is_full(&error) {
+            Self::Full
+        } else {
+            Self::Sqlite(error)
+        }
+    }
+}
+
+/// Whether an error says that the disk is full.
+pub(crate) fn is_full(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            // The log's index could not be made longer.
+            failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_known_by_each_of_its_signs() {
+        let cases = [
+            (ffi::SQLITE_FULL, true),
+            (ffi::SQLITE_IOERR_SHMSIZE, true),
+            (ffi::SQLITE_IOERR_WRITE, false),
+            (ffi::SQLITE_CORRUPT, false),
+        ];
+        for (code, expected) in cases {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            assert_eq!(matches!(StoreError::from(error), StoreError::Full), expected, "{code}");
         }
     }
 }

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, config::DbConfig};
+use rusqlite::{Connection, config::DbConfig};
 use tokio::sync::{mpsc, watch};
 
-use crate::{Seq, StoreError, WriteTxn, cache::Caches};
+use crate::{Seq, StoreError, WriteTxn, cache::Caches, error::is_full};
 
 /// Jobs committed together at the most; one fsync serves them all.
 const GROUP: usize = 256;
@@ -48,6 +48,7 @@ pub(crate) fn spawn(
         caches,
         jobs,
         committed,
+        full: false,
     };
     thread::Builder::new()
         .name("kith-store-writer".into())
@@ -59,6 +60,8 @@ struct Writer {
     caches: Arc<Caches>,
     jobs: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<Seq>,
+    /// Whether the last commit found the disk full: told once, not with every attempt.
+    full: bool,
 }
 
 /// What a job's caller is told if the commit succeeds.
@@ -99,6 +102,9 @@ impl Writer {
         let mut ran = Vec::new();
         match self.run_group(first, &mut ran) {
             Ok(seq) => {
+                if std::mem::take(&mut self.full) {
+                    tracing::warn!("the disk has room again; writing goes on");
+                }
                 self.committed
                     .send_if_modified(|last| std::mem::replace(last, seq) != seq);
                 for (job, fate) in ran {
@@ -106,7 +112,7 @@ impl Writer {
                 }
             }
             Err(Lost(error)) => {
-                tracing::error!(%error, jobs = ran.len(), "a commit failed; its jobs are undone");
+                self.report(&error, ran.len());
                 if !self.conn.is_autocommit()
                     && let Err(error) = self.conn.execute_batch("ROLLBACK")
                 {
@@ -117,6 +123,14 @@ impl Writer {
                     job.finish(fate.and_then(|()| Err(shared(&error))));
                 }
             }
+        }
+    }
+
+    fn report(&mut self, error: &rusqlite::Error, jobs: usize) {
+        if !is_full(error) {
+            tracing::error!(%error, jobs, "a commit failed; its jobs are undone");
+        } else if !std::mem::replace(&mut self.full, true) {
+            tracing::error!("the disk is full; reading goes on, and writing once there is room");
         }
     }
 
@@ -184,9 +198,10 @@ fn transaction_ended() -> rusqlite::Error {
 }
 
 fn shared(error: &Arc<rusqlite::Error>) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => StoreError::Full,
-        _ => StoreError::Commit(Arc::clone(error)),
+    if is_full(error) {
+        StoreError::Full
+    } else {
+        StoreError::Commit(Arc::clone(error))
     }
 }
 

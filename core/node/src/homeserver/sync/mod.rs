@@ -14,6 +14,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use kith_engine::SyncFilter;
+use kith_store::StoreError;
 use ruma::api::client::sync::sync_events::v3;
 use tokio::time::Instant;
 
@@ -142,14 +143,19 @@ impl Sync {
                 Ok::<_, Error>(!got.is_empty())
             })
             .await?;
-        if got {
-            let device = session.clone();
-            self.ctx
-                .store
-                .write(move |txn| txn.delete_to_device(&device.user_id, &device.device_id, since.to_device))
-                .await?;
+        if !got {
+            return Ok(());
         }
-        Ok(())
+        let device = session.clone();
+        let deleting = self
+            .ctx
+            .store
+            .write(move |txn| txn.delete_to_device(&device.user_id, &device.device_id, since.to_device));
+        match deleting.await {
+            // On a full disk reading goes on. The token says what is told, and a later sync deletes.
+            Ok(_) | Err(StoreError::Full) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn filter(&self, session: &Session, filter: Option<v3::Filter>) -> Result<SyncFilter, Error> {
