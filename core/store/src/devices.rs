@@ -224,11 +224,16 @@ impl WriteTxn<'_> {
         Ok(())
     }
 
-    /// Removes a device with its tokens; false when there is none.
+    /// Removes a device with its tokens; false when there is none. Takes a stream position, so that requests of the device
+    /// that wait are woken.
     pub fn delete_device(&self, user_id: &UserId, device_id: &DeviceId) -> Result<bool, StoreError> {
         let mut statement = self
             .conn()
             .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?;
-        Ok(statement.execute([user_id.as_str(), device_id.as_str()])? == 1)
+        let removed = statement.execute([user_id.as_str(), device_id.as_str()])? == 1;
+        if removed {
+            self.next_seq()?;
+        }
+        Ok(removed)
     }
 }

@@ -18,6 +18,7 @@ mod e2ee;
 mod error;
 mod events;
 mod intern;
+mod invites;
 mod media;
 mod members;
 mod migrations;
@@ -56,6 +57,7 @@ pub use e2ee::{
 };
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
+pub use invites::OwedLeave;
 pub use media::{Media, MediaFile, MediaHash};
 pub use members::{Member, RoomMembership};
 pub use notifications::{NewNotification, Notification, RoomCounts, UnreadCounts};

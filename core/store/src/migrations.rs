@@ -14,6 +14,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/07_timeline.sql")),
     M::up(include_str!("../migrations/08_receipts.sql")),
     M::up(include_str!("../migrations/09_reports.sql")),
+    M::up(include_str!("../migrations/10_invites.sql")),
 ];
 
 /// All schema steps.

@@ -9,7 +9,12 @@ use crate::{ReadTxn, StoreError, WriteTxn, intern::missing};
 /// PDUs that wait for one server before the oldest make room: a server that has been away for so long learns from the
 /// newer ones what it lacks, and fetches it.
 const MAX_PDUS_WAITING: i64 = 5_000;
-/// The bound is looked at when a row's number is a multiple of this, so that it may be passed a little.
+/// EDUs of no slot, which are messages between devices, that wait for one server before the oldest make room. The newest
+/// stay: they hold the keys to what is said now, and those to what was said before can be asked for.
+const MAX_EDUS_WAITING: i64 = 5_000;
+/// Bytes of such EDUs.
+const MAX_EDU_BYTES_WAITING: i64 = 32 * 1024 * 1024;
+/// The bounds are looked at when a row's number is a multiple of this, so that they may be passed a little.
 const LIMIT_EVERY: i64 = 64;
 
 /// The first of what waits for one server, in the order in which it was made.
@@ -110,10 +115,11 @@ impl WriteTxn<'_> {
     /// Has an EDU (`{"edu_type": …, "content": …}`) sent to a server, not this node. Wake the outbox after the commit.
     pub fn enqueue_edu(&self, server: &ServerName, edu: &RawValue) -> Result<(), StoreError> {
         let server = self.intern_server(server)?;
-        self.conn()
+        let row = self
+            .conn()
             .prepare_cached("INSERT INTO outbox (server, edu) VALUES (?, ?)")?
-            .execute((server, edu.get()))?;
-        Ok(())
+            .insert((server, edu.get()))?;
+        self.limit_outbox(server, row)
     }
 
     /// [`WriteTxn::enqueue_edu`] for news that the next ones under the same slot make worthless, such as a user's read
@@ -154,6 +160,78 @@ impl WriteTxn<'_> {
         let sql = "DELETE FROM outbox WHERE id IN (
                        SELECT id FROM outbox WHERE server = ? AND event IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?)";
         self.conn().prepare_cached(sql)?.execute((server, MAX_PDUS_WAITING))?;
+        let sql = "DELETE FROM outbox WHERE id IN (
+                       SELECT id FROM (
+                           SELECT id, row_number() OVER newer AS count, sum(length(edu)) OVER newer AS bytes FROM outbox
+                           WHERE server = ? AND edu IS NOT NULL AND slot IS NULL
+                           WINDOW newer AS (ORDER BY id DESC))
+                       WHERE count > ? OR bytes > ?)";
+        let limits = (server, MAX_EDUS_WAITING, MAX_EDU_BYTES_WAITING);
+        let dropped = self.conn().prepare_cached(sql)?.execute(limits)?;
+        if dropped > 0 {
+            tracing::warn!(
+                dropped,
+                "a server is away for so long that messages to its devices made room for newer ones"
+            );
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::server_name;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::{Store, StoreConfig};
+
+    const ALL: BatchLimits = BatchLimits {
+        pdus: usize::MAX,
+        edus: usize::MAX,
+        bytes: usize::MAX,
+    };
+
+    #[tokio::test]
+    async fn messages_to_a_dead_server_are_bounded_and_the_newest_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig::new(folder.path().join("kith.db"))).unwrap();
+        let (dead, other) = (server_name!("dead"), server_name!("other"));
+        let text = |number: i64, length: usize| to_raw_value(&format!("{number:0length$}")).unwrap();
+        let numbers = |batch: Option<OutboxBatch>| -> Vec<i64> {
+            let edus = batch.map(|batch| batch.edus).unwrap_or_default();
+            edus.iter()
+                .filter_map(|edu| serde_json::from_str::<String>(edu.get()).ok()?.parse().ok())
+                .collect()
+        };
+        // Below the limit nothing is lost; above it, the newest stay, and what waits in a slot is no part of it.
+        let cases = [
+            (10, MAX_EDUS_WAITING, MAX_EDUS_WAITING, 0),
+            (10, 2 * MAX_EDUS_WAITING, MAX_EDUS_WAITING, LIMIT_EVERY),
+            (64 * 1024, 1_000, MAX_EDU_BYTES_WAITING / (64 * 1024 + 2), LIMIT_EVERY),
+        ];
+        for (length, sent, expected, slack) in cases {
+            let waiting = store
+                .write(move |txn| {
+                    txn.enqueue_edu_in(dead, "slot", &text(-1, 3))?;
+                    txn.enqueue_edu(other, &text(-2, 3))?;
+                    for number in 0..sent {
+                        txn.enqueue_edu(dead, &text(number, length))?;
+                    }
+                    let (waiting, others) = (txn.outbox_batch(dead, 0, ALL)?, txn.outbox_batch(other, 0, ALL)?);
+                    for (server, batch) in [(dead, &waiting), (other, &others)] {
+                        txn.outbox_sent(server, batch.as_ref().map_or(0, |batch| batch.last))?;
+                    }
+                    Ok::<_, StoreError>((numbers(waiting), numbers(others)))
+                })
+                .await
+                .unwrap();
+            let (mut waiting, others) = waiting;
+            assert_eq!(others, [-2]);
+            assert_eq!(waiting.remove(0), -1);
+            let count = i64::try_from(waiting.len()).unwrap();
+            assert!((expected..=expected + slack).contains(&count), "{count} of {sent}");
+            assert_eq!(waiting, (sent - count..sent).collect::<Vec<_>>());
+        }
     }
 }

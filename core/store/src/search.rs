@@ -97,30 +97,6 @@ impl ReadTxn<'_> {
         }
         Ok(hits)
     }
-
-    /// How many events in some rooms hold all words of a text, counted up to a bound.
-    pub fn search_count(
-        &self,
-        text: &str,
-        fields: &[SearchField],
-        rooms: &[OwnedRoomId],
-        bound: usize,
-    ) -> Result<u64, StoreError> {
-        let Some(query) = query(text) else {
-            return Ok(0);
-        };
-        let kinds = serde_json::Value::from_iter(fields.iter().map(|field| field.kind())).to_string();
-        let rooms = serde_json::Value::from_iter(rooms.iter().map(|room| room.as_str())).to_string();
-        let mut statement = self.conn().prepare_cached(
-            "SELECT count(*) FROM (SELECT 1 FROM search JOIN events ON events.event = search.rowid
-             WHERE search MATCH ?1 AND stream IS NOT NULL
-               AND type IN (SELECT type FROM types WHERE name IN (SELECT value FROM json_each(?2)))
-               AND room IN (SELECT room FROM rooms WHERE room_id IN (SELECT value FROM json_each(?3)))
-             LIMIT ?4)",
-        )?;
-        let bound = i64::try_from(bound).unwrap_or(i64::MAX);
-        Ok(statement.query_row(params![query, kinds, rooms, bound], |row| row.get(0))?)
-    }
 }
 
 impl WriteTxn<'_> {

@@ -180,6 +180,7 @@ impl Homeserver {
         self.keys.start();
         self.media.start().await?;
         self.presence.start();
+        self.rooms.start();
         self.outbox.start().await
     }
 
@@ -188,6 +189,7 @@ impl Homeserver {
         self.ephemeral.shutdown().await;
         self.keys.shutdown().await;
         self.presence.shutdown().await;
+        self.rooms.shutdown().await;
         self.outbox.shutdown().await;
     }
 }

@@ -11,14 +11,22 @@ use crate::clock::World;
 #[derive(Debug, Clone)]
 pub struct Passing {
     counter: Arc<watch::Sender<u64>>,
+    began: u64,
 }
 
 impl Passing {
     /// Starts at the time of day in milliseconds, so that no restart makes it go back.
     pub fn new(world: &World) -> Self {
+        let began = world.now().get().into();
         Self {
-            counter: Arc::new(watch::Sender::new(world.now().get().into())),
+            counter: Arc::new(watch::Sender::new(began)),
+            began,
         }
+    }
+
+    /// Whether a number was given out before the node last started. What passed then is forgotten.
+    pub fn is_forgotten(&self, number: u64) -> bool {
+        number < self.began
     }
 
     /// Takes the next number. `keep` must put the news where readers look for them: nobody sees the number before that

@@ -298,7 +298,7 @@ fn user_in_use() -> Error {
     Error::refused(StatusCode::BAD_REQUEST, ErrorKind::UserInUse, "that name is taken")
 }
 
-fn unknown_token(soft_logout: bool) -> Error {
+pub(super) fn unknown_token(soft_logout: bool) -> Error {
     let mut data = UnknownTokenErrorData::new();
     data.soft_logout = soft_logout;
     let message = if soft_logout {

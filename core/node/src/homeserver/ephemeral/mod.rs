@@ -9,6 +9,7 @@ pub use receipts::ReadMark;
 
 use std::{sync::Arc, time::Duration};
 
+use kith_store::ReadTxn;
 use ruma::{
     OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId,
     api::federation::transactions::edu::{Edu, TypingContent},
@@ -17,7 +18,7 @@ use ruma::{
 use serde_json::value::to_raw_value;
 use tokio::time::Instant;
 
-use super::{Context, Outbox, Passing, tasks::Tasks};
+use super::{Context, Outbox, Passing, rooms::state::find_room, tasks::Tasks};
 use crate::Error;
 use typing::{Heard, Typing};
 
@@ -81,10 +82,16 @@ impl Ephemeral {
         }
     }
 
-    /// `m.typing`: a user of another server types, or has ended. Users who are not in the room are passed over.
+    /// `m.typing`: a user of another server types, or has ended. Users who are not in the room, or whose server its access
+    /// list keeps out, are passed over.
     pub async fn handle_typing(&self, peer: &ServerName, content: TypingContent) -> Result<(), Error> {
         let (user, room) = (&content.user_id, &content.room_id);
-        if user.server_name() != peer || !self.is_joined(user, room).await? {
+        if user.server_name() != peer {
+            return Ok(());
+        }
+        let (asked, of) = (user.clone(), room.clone());
+        let heard = self.ctx.store.read(move |txn| is_heard(txn, &of, &asked));
+        if !heard.await? {
             return Ok(());
         }
         let heard = self
@@ -139,5 +146,19 @@ impl Ephemeral {
             to_raw_value(&edu).map_err(|error| Error::Internal("an EDU did not serialise", Some(Box::new(error))))?;
         self.outbox.tell(servers, &format!("m.typing {room} {user}"), &edu);
         Ok(())
+    }
+}
+
+/// Whether what another server's user does in a room counts there: the user is in it, and its access list does not keep
+/// the server out.
+///
+/// Server-server API, "Server Access Control Lists (ACLs)".
+fn is_heard(txn: &ReadTxn<'_>, room: &RoomId, user: &UserId) -> Result<bool, Error> {
+    if txn.membership(room, user)? != MembershipState::Join {
+        return Ok(false);
+    }
+    match find_room(txn, room)? {
+        Some(room) => Ok(room.allows_server(user.server_name())?),
+        None => Ok(false),
     }
 }

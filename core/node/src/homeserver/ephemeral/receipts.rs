@@ -15,7 +15,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
-use super::Ephemeral;
+use super::{Ephemeral, is_heard};
 use crate::{Error, homeserver::Context};
 
 /// Receipts looked at in one EDU.
@@ -169,7 +169,7 @@ fn receive(
         thread,
         ReceiptThread::Unthreaded | ReceiptThread::Main | ReceiptThread::Thread(_)
     );
-    if !known || txn.membership(room, user)? != MembershipState::Join {
+    if !known || !is_heard(txn, room, user)? {
         return Ok(());
     }
     let before = txn.receipt(room, user, false, thread)?;

@@ -8,7 +8,7 @@ use kith_engine::{
     CheckedPdu, Expected, ImportError, SUPPORTED_VERSIONS, UncheckedPdu, build_on_template, import_room,
     json::parse_object, membership_of, prune_stripped_state,
 };
-use kith_store::{NewOutsideMembership, StoreError};
+use kith_store::{NewOutsideMembership, OwedLeave, StoreError, WriteTxn};
 use ruma::{
     CanonicalJsonObject, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
     api::{
@@ -23,7 +23,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{Rooms, commit::signer, outside::stripped};
+use super::{Rooms, commit::signer, outside::stripped, owed::may_come_back};
 use crate::{
     Error,
     federation::client,
@@ -152,7 +152,7 @@ impl Rooms {
     }
 
     /// Refuses an invite or takes a knock back through the first of these servers that passes it on. If none does, it is
-    /// over for our user all the same.
+    /// over for our user all the same, and told to one of those that cannot be reached once it is back.
     pub(super) async fn leave_through(
         &self,
         user: &UserId,
@@ -161,21 +161,31 @@ impl Rooms {
         reason: Option<String>,
     ) -> Result<(), Error> {
         // The profile stays out of it: who leaves need not show a face.
-        let fields: CanonicalJsonObject = super::member::reason_field(reason).collect();
+        let fields: CanonicalJsonObject = super::member::reason_field(reason.clone()).collect();
+        let mut owed = false;
         for server in servers {
             match self.leave_through_one(user, room, server, &fields).await {
                 Ok(leave) => {
                     return self.keep_outside(user, server, &leave, Vec::new()).await;
                 }
                 Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
-                Err(error) => tracing::info!(%error, %server, %room, "a server does not pass a leave on"),
+                Err(error) => {
+                    tracing::info!(%error, %server, %room, "a server does not pass a leave on");
+                    owed |= may_come_back(&error);
+                }
             }
         }
+        let owed = owed.then(|| OwedLeave {
+            user_id: user.to_owned(),
+            room_id: room.to_owned(),
+            servers: servers.to_vec(),
+            reason,
+        });
         let leave = self.leave_alone(user, room, fields).await?;
-        self.keep_outside(user, &self.ctx.server_name, &leave, Vec::new()).await
+        self.keep_lone_leave(user, &leave, owed).await
     }
 
-    async fn leave_through_one(
+    pub(super) async fn leave_through_one(
         &self,
         user: &UserId,
         room: &RoomId,
@@ -272,6 +282,22 @@ impl Rooms {
         Ok(fields)
     }
 
+    /// Keeps a leave that no other server has seen, with what is owed to those that could not be reached.
+    async fn keep_lone_leave(&self, user: &UserId, leave: &CheckedPdu, owed: Option<OwedLeave>) -> Result<(), Error> {
+        let (user, own, leave) = (user.to_owned(), self.ctx.server_name.clone(), leave.clone());
+        self.ctx
+            .store
+            .write(move |txn| {
+                if let Some(owed) = &owed {
+                    txn.owe_leave(owed)?;
+                }
+                set_outside(txn, &user, &own, &leave, &[])
+            })
+            .await?;
+        self.owing.notify_one();
+        Ok(())
+    }
+
     async fn keep_outside(
         &self,
         user: &UserId,
@@ -280,24 +306,35 @@ impl Rooms {
         state: Vec<Box<RawValue>>,
     ) -> Result<(), Error> {
         let (user, via, event) = (user.to_owned(), via.to_owned(), event.clone());
-        let membership = membership_of(event.pdu()).unwrap_or(MembershipState::Leave);
         self.ctx
             .store
-            .write(move |txn| {
-                txn.set_outside_membership(&NewOutsideMembership {
-                    user_id: &user,
-                    room_id: event.room_id(),
-                    membership: &membership,
-                    via: &via,
-                    version: event.version(),
-                    event_id: event.event_id(),
-                    event: &event.pdu().to_raw(),
-                    state: &state,
-                })?;
-                Ok(())
-            })
+            .write(move |txn| set_outside(txn, &user, &via, &event, &state))
             .await
     }
+}
+
+fn set_outside(
+    txn: &WriteTxn<'_>,
+    user: &UserId,
+    via: &ServerName,
+    event: &CheckedPdu,
+    state: &[Box<RawValue>],
+) -> Result<(), Error> {
+    let membership = membership_of(event.pdu()).unwrap_or(MembershipState::Leave);
+    if membership != MembershipState::Leave {
+        txn.settle_leave(user, event.room_id())?;
+    }
+    txn.set_outside_membership(&NewOutsideMembership {
+        user_id: user,
+        room_id: event.room_id(),
+        membership: &membership,
+        via,
+        version: event.version(),
+        event_id: event.event_id(),
+        event: &event.pdu().to_raw(),
+        state,
+    })?;
+    Ok(())
 }
 
 /// What several servers answered, of which one answer must be given.

@@ -37,6 +37,7 @@ impl Rooms {
             MembershipState::Join | MembershipState::Invite | MembershipState::Knock
         ) {
             txn.unforget_room(&user, room)?;
+            txn.settle_leave(&user, room)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod keep;
 mod leave;
 mod member;
 mod outside;
+mod owed;
 mod resident;
 mod send;
 mod spaces;
@@ -28,8 +29,9 @@ pub use resident::Handshake;
 use std::sync::Arc;
 
 use ruma::OwnedRoomId;
+use tokio::sync::Notify;
 
-use super::{Context, Outbox, Profiles, Push, ServerKeys, turns::Turns};
+use super::{Context, Outbox, Profiles, Push, ServerKeys, tasks::Tasks, turns::Turns};
 
 /// The rooms service. Cheap to clone.
 #[derive(Clone)]
@@ -43,6 +45,9 @@ pub struct Rooms {
     entering: Turns<OwnedRoomId>,
     /// Walks through spaces that clients may continue.
     walks: Arc<spaces::Walks>,
+    /// Wakes the task that tells of leaves when there is a new one to tell.
+    owing: Arc<Notify>,
+    tasks: Tasks,
 }
 
 impl Rooms {
@@ -56,6 +61,8 @@ impl Rooms {
             push,
             entering: Turns::default(),
             walks: Arc::default(),
+            owing: Arc::default(),
+            tasks: Tasks::new(),
         }
     }
 }

@@ -5,9 +5,10 @@ use kith_engine::{
     Pdu, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, accept_invite, membership_of, prune_stripped_state, rules,
     stripped_event,
 };
-use kith_store::{NewOutsideMembership, OutsideMembership, ReadTxn};
+use kith_store::{NewOutsideMembership, OutsideMembership, ReadTxn, WriteTxn};
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, RoomVersionId, ServerName, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId,
+    RoomVersionId, ServerName, UserId,
     api::federation::membership::{RawStrippedState, create_invite},
     events::room::member::MembershipState,
     room_version_rules::RoomIdFormatVersion,
@@ -16,6 +17,11 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Rooms, commit::signer, enter::incompatible, resident::must_be_whole, state::get_room};
 use crate::Error;
+
+/// Invitations by strangers that a user gets within a day.
+const STRANGERS_INVITES: u64 = 10;
+/// A day, in milliseconds.
+const DAY: u32 = 86_400_000;
 
 impl Rooms {
     /// Takes an invite of a local user from the inviting server, and gives it back signed.
@@ -53,7 +59,7 @@ impl Rooms {
         self.must_take_invites(&target).await?;
 
         let (own, peer, json) = (self.ctx.server_name.clone(), peer.to_owned(), invite.pdu().to_raw());
-        let kept = json.clone();
+        let (kept, now) = (json.clone(), self.ctx.world.now());
         self.ctx
             .store
             .write(move |txn| {
@@ -63,6 +69,11 @@ impl Rooms {
                         return Err(Error::forbidden("the room does not let your server take part"));
                     }
                 } else {
+                    let known = txn.outside_membership(&target, &room)?;
+                    if known.is_none_or(|known| known.event_id != invite.event_id()) {
+                        limit_strangers(txn, &peer, &target, now)?;
+                    }
+                    txn.settle_leave(&target, &room)?;
                     txn.set_outside_membership(&NewOutsideMembership {
                         user_id: &target,
                         room_id: &room,
@@ -130,6 +141,28 @@ impl Rooms {
             })
             .await
     }
+}
+
+/// Counts an invitation by a server that is neither a contact nor in a room with the invited user. 403 `M_FORBIDDEN` when
+/// there have been enough of them for a day.
+fn limit_strangers(
+    txn: &WriteTxn<'_>,
+    peer: &ServerName,
+    target: &UserId,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<(), Error> {
+    let is_peer = |server: &OwnedServerName| server == peer;
+    if txn.contacts(u32::MAX)?.iter().any(is_peer) || txn.servers_sharing_a_room(target)?.iter().any(is_peer) {
+        return Ok(());
+    }
+    let day_before = MilliSecondsSinceUnixEpoch(now.0.saturating_sub(DAY.into()));
+    if txn.strangers_invites(target, day_before)? >= STRANGERS_INVITES {
+        return Err(Error::forbidden(
+            "this user takes no more invitations from strangers today",
+        ));
+    }
+    txn.count_strangers_invite(target, now, day_before)?;
+    Ok(())
 }
 
 /// 404 `M_NOT_FOUND`.

@@ -48,6 +48,12 @@ impl Snapshot<'_> {
             .into_iter()
             .filter(|(_, users)| self.since.is_some() || !users.is_empty());
         passed.typing.extend(news);
+        if self.since.is_some() && self.live.passing.is_forgotten(self.passed_after) {
+            // Who typed when the node ended is not known any more, so every list that the client may hold is told anew.
+            for room in self.txn.rooms_of(user, &[MembershipState::Join])? {
+                passed.typing.entry(room.room_id).or_default();
+            }
+        }
         Ok(passed)
     }
 

@@ -22,7 +22,9 @@ use self::{
     answer::{Answer, Live, Query},
     lazy_members::LazyMembers,
 };
-use super::{AccountData, Context, Ephemeral, Passing, Presence, Session, timeline::SyncToken};
+use super::{
+    AccountData, Context, Ephemeral, Passing, Presence, Session, accounts::unknown_token, timeline::SyncToken,
+};
 use crate::Error;
 
 /// The longest that a request is held open, whatever the client asks.
@@ -113,13 +115,20 @@ impl Sync {
         }
     }
 
-    /// Reads what there is to tell now, in one snapshot.
+    /// Reads what there is to tell now, in one snapshot. 401 `M_UNKNOWN_TOKEN` for a device that was logged out while it
+    /// waited.
     async fn look(&self, query: &Arc<Query>) -> Result<Answer, Error> {
         let (query, live) = (Arc::clone(query), self.live.clone());
         let now = self.ctx.world.now();
         self.ctx
             .store
-            .read(move |txn| Answer::read(txn, &live, &query, now))
+            .read(move |txn| {
+                let session = &query.session;
+                if txn.device(&session.user_id, &session.device_id)?.is_none() {
+                    return Err(unknown_token(false));
+                }
+                Answer::read(txn, &live, &query, now)
+            })
             .await
     }
 

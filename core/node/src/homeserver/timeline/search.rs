@@ -2,7 +2,12 @@
 //!
 //! Client-server API, "Server side search".
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    num::ParseIntError,
+    str::FromStr,
+};
 
 use kith_engine::{ClientFormat, EventFilter, RoomReader, Subject};
 use kith_store::{Direction, ReadTxn, SearchField, SearchHit, SearchOrder};
@@ -25,11 +30,8 @@ use crate::{Error, homeserver::Session};
 /// Hits on one page if the client does not say.
 const DEFAULT_PAGE: u64 = 10;
 
-/// Hits looked at for one page: filters and visibility may pass over many.
+/// Hits looked at for one page, and for the count: filters and visibility may pass over many.
 const MAX_SCANNED: usize = 1000;
-
-/// Hits that are counted before the count is called enough.
-const MAX_COUNTED: usize = 10_000;
 
 /// Events on either side of a hit at the most.
 const MAX_AROUND: usize = 50;
@@ -41,8 +43,8 @@ impl Timeline {
         let Some(criteria) = request.search_categories.room_events else {
             return Ok(v3::Response::new(categories));
         };
-        let skip = match request.next_batch.as_deref() {
-            None => 0,
+        let from = match request.next_batch.as_deref() {
+            None => Page::default(),
             Some(token) => token
                 .parse()
                 .map_err(|_| Error::invalid_param("unknown pagination token"))?,
@@ -58,10 +60,37 @@ impl Timeline {
                 format: ClientFormat::Full,
                 ignored: &ignored,
             };
-            Search::new(renderer, &criteria)?.run(skip)
+            Search::new(renderer, &criteria)?.run(from)
         };
         categories.room_events = self.ctx.store.read(search).await?;
         Ok(v3::Response::new(categories))
+    }
+}
+
+/// Where a page begins; as text, the token that leads to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Page {
+    /// Hits before it, whether or not they were shown.
+    skip: usize,
+    /// How many there are on all pages, as was told on the first; none on that.
+    count: Option<usize>,
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.skip, self.count.unwrap_or_default())
+    }
+}
+
+impl FromStr for Page {
+    type Err = ParseIntError;
+
+    fn from_str(token: &str) -> Result<Self, ParseIntError> {
+        let (skip, count) = token.split_once('.').unwrap_or((token, ""));
+        Ok(Self {
+            skip: skip.parse()?,
+            count: Some(count.parse()?),
+        })
     }
 }
 
@@ -108,31 +137,39 @@ impl<'t> Search<'t> {
         })
     }
 
-    fn run(mut self, skip: usize) -> Result<ResultRoomEvents, Error> {
+    fn run(mut self, from: Page) -> Result<ResultRoomEvents, Error> {
         let mut found = ResultRoomEvents::new();
         let limit = page_size(self.filter.limit.unwrap_or(DEFAULT_PAGE));
         let (txn, term) = (self.renderer.txn, self.criteria.search_term.as_str());
-        let hits = txn.search(term, &self.fields, &self.rooms, self.order, skip, MAX_SCANNED)?;
+        let hits = txn.search(term, &self.fields, &self.rooms, self.order, from.skip, MAX_SCANNED)?;
         let scanned_all = hits.len() < MAX_SCANNED;
-        let mut looked_at = skip;
-        let mut shown = Vec::new();
+        let (mut looked_at, mut visible) = (from.skip, 0);
+        let (mut shown, mut next) = (Vec::new(), None);
         for hit in hits {
-            if shown.len() == limit {
-                found.next_batch = Some(looked_at.to_string());
+            // Those beyond the page are looked at for the count, on the first page.
+            if next.is_some() && from.count.is_some() {
                 break;
             }
+            let place = looked_at;
             looked_at += 1;
-            if let Some(membership) = self.wanted(&hit)? {
+            let Some(membership) = self.wanted(&hit)? else {
+                continue;
+            };
+            visible += 1;
+            if shown.len() < limit {
                 shown.push((hit, membership));
+            } else {
+                next.get_or_insert(place);
             }
         }
-        if found.next_batch.is_none() && !scanned_all {
-            found.next_batch = Some(looked_at.to_string());
-        }
-        found.count = txn
-            .search_count(term, &self.fields, &self.rooms, MAX_COUNTED)?
-            .try_into()
-            .ok();
+        let next = next.or((!scanned_all).then_some(looked_at));
+        // What the reader may not read must not count either.
+        let count = from.count.unwrap_or(visible);
+        found.next_batch = next.map(|skip| {
+            let count = Some(count);
+            Page { skip, count }.to_string()
+        });
+        found.count = count.try_into().ok();
         found.highlights = highlights(term);
         found.groups = self.groups(&shown);
         if self.criteria.include_state == Some(true) {

@@ -7,12 +7,12 @@ use super::{at, create, joined, say};
 use crate::testing::{Client, Cluster, Node, assert_refused, escape};
 
 /// The membership of a user as a client's node has it in a room.
-async fn membership(client: &Client, room: &str, user: &str) -> Value {
+pub(super) async fn membership(client: &Client, room: &str, user: &str) -> Value {
     let path = at(room, &format!("state/m.room.member/{}", escape(user)));
     client.get_ok(&path).await["membership"].clone()
 }
 
-fn join_path(room_or_alias: &str, via: &[&str]) -> String {
+pub(super) fn join_path(room_or_alias: &str, via: &[&str]) -> String {
     let via: Vec<String> = via.iter().map(|server| format!("via={server}")).collect();
     format!("/_matrix/client/v3/join/{}?{}", escape(room_or_alias), via.join("&"))
 }
@@ -115,7 +115,7 @@ async fn invites_and_their_ends() {
 }
 
 /// Waits until a client's node has an event, and gives it.
-async fn hear(node: &Node, client: &Client, room: &str, event: &str) -> Value {
+pub(super) async fn hear(node: &Node, client: &Client, room: &str, event: &str) -> Value {
     let path = at(room, &format!("event/{}", escape(event)));
     node.until("an event arrives", async || client.get(&path).await.0 == StatusCode::OK)
         .await;
@@ -123,14 +123,14 @@ async fn hear(node: &Node, client: &Client, room: &str, event: &str) -> Value {
 }
 
 /// Waits until a client's node has a user's membership in a room.
-async fn until_membership(node: &Node, client: &Client, room: &str, user: &str, wanted: &str) {
+pub(super) async fn until_membership(node: &Node, client: &Client, room: &str, user: &str, wanted: &str) {
     let path = at(room, &format!("state/m.room.member/{}", escape(user)));
     let is_so = async || client.get(&path).await.1["membership"] == *wanted;
     node.until(&format!("{user} is {wanted}"), is_so).await;
 }
 
 /// Alice's public room with bob and carol of two other nodes in it.
-async fn three_together(cluster: &Cluster, version: &str) -> ([Client; 3], String) {
+pub(super) async fn three_together(cluster: &Cluster, version: &str) -> ([Client; 3], String) {
     let clients = [
         cluster[0].register("alice").await,
         cluster[1].register("bob").await,
@@ -352,7 +352,7 @@ async fn knocks_across_nodes() {
 }
 
 /// What a node was told of a user's standing in a room that it is not in; empty if nothing.
-async fn outside_membership(node: &Node, client: &Client, room: &str) -> String {
+pub(super) async fn outside_membership(node: &Node, client: &Client, room: &str) -> String {
     let user: ruma::OwnedUserId = client.user_id.as_str().try_into().unwrap();
     let room: ruma::OwnedRoomId = room.try_into().unwrap();
     let read = node

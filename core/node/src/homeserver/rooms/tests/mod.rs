@@ -1,6 +1,7 @@
 //! The rooms service through the routers of real nodes.
 
 mod federated;
+mod healing;
 mod local;
 mod refusals;
 mod spaces;

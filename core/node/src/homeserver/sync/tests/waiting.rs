@@ -121,3 +121,44 @@ async fn an_old_token_works_for_as_long_as_the_node_lives() {
     let answer = sync(&client, Some(&old), &[]).await;
     assert_eq!(ids(&answer["rooms"]["join"][&room]["timeline"]["events"]), said);
 }
+
+/// A device that is gone is not left waiting, whoever ended it.
+#[tokio::test]
+async fn a_device_that_is_logged_out_is_told_at_once() {
+    let cluster = Cluster::start(1).await;
+    let alice = cluster[0].register("alice").await;
+    for all in [false, true] {
+        let (here, other) = (cluster[0].login("alice").await, cluster[0].login("alice").await);
+        let before = sync(&here, None, &[]).await;
+        let wait = waiting(&before);
+        let (answer, ()) = tokio::join!(here.get(&wait), async {
+            // Another device goes first: that must not end this one's wait with an error.
+            other.post_ok("/_matrix/client/v3/logout", json!({})).await;
+            match all {
+                true => here.post_ok("/_matrix/client/v3/logout/all", json!({})).await,
+                false => here.post_ok("/_matrix/client/v3/logout", json!({})).await,
+            };
+        });
+        assert_refused(answer, (401, "M_UNKNOWN_TOKEN"));
+    }
+    assert_refused(alice.get("/_matrix/client/v3/sync").await, (401, "M_UNKNOWN_TOKEN"));
+}
+
+/// Who typed when the node ended is forgotten, and clients must not show it for ever.
+#[tokio::test]
+async fn typing_ends_with_the_node() {
+    let mut cluster = Cluster::start(1).await;
+    let alice = cluster[0].register("alice").await;
+    let room = create(&alice, json!({})).await;
+    let typing = super::at(&room, &format!("typing/{}", escape(&alice.user_id)));
+    alice.put_ok(&typing, json!({"typing": true, "timeout": 100_000})).await;
+    let before = sync(&alice, None, &[]).await;
+    let told = |answer: &serde_json::Value| answer["rooms"]["join"][&room]["ephemeral"]["events"][0].clone();
+    assert_eq!(told(&before)["content"]["user_ids"], json!([alice.user_id]));
+    cluster.nodes[0].restart().await;
+    let alice = cluster[0].again(&alice);
+    let after = alice.get_ok(&waiting(&before)).await;
+    assert_eq!(told(&after), json!({"type": "m.typing", "content": {"user_ids": []}}));
+    // Once is enough.
+    assert!(sync(&alice, Some(&after), &[]).await.get("rooms").is_none());
+}
