@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: run test bench fuzz setup-run setup-test
+.PHONY: run test bench fuzz sim setup-run setup-test
 
 run: setup-run
 	$(CARGO) run --release -p kith
@@ -17,6 +17,15 @@ test: setup-test
 bench: setup-test
 	$(CARGO) build --release -p kith -p kith-tests
 	tests/bench/run.sh
+
+# The simulation over more seeds than `make test` runs: SEEDS of them from FIRST on, with NODES nodes each. With SEED, that one
+# alone and its trace on standard error.
+FIRST ?= 1
+SEEDS ?= 200
+NODES ?= 10
+VARIANT ?= ordinary
+sim:
+	$(CARGO) test -p kith-tests --test sim -- $(if $(SEED),--seed $(SEED) --trace,--first $(FIRST) --seeds $(SEEDS)) --nodes $(NODES) --variant $(VARIANT)
 
 # Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`.
 SECONDS ?= 60

@@ -1,4 +1,5 @@
-//! Where time and randomness come from. Services take both from here, so that a simulation can supply its own.
+//! Where time, randomness and computing power come from. Services take them from here, so that a simulation can supply
+//! its own.
 
 use std::{
     fmt,
@@ -8,6 +9,7 @@ use std::{
 
 use rand::{CryptoRng, RngCore};
 use ruma::MilliSecondsSinceUnixEpoch;
+use tokio::task::JoinHandle;
 
 /// Wall-clock time. Waiting is tokio's business, which a simulation pauses.
 pub trait Clock: Send + Sync + 'static {
@@ -43,11 +45,22 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// Clock and randomness together, as services hold them.
+/// Where computing runs that takes more than a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Computing {
+    /// On tokio's threads for blocking work.
+    #[default]
+    Threads,
+    /// In tasks of the runtime itself, one after another, so that the same input gives the same order.
+    InPlace,
+}
+
+/// Clock, randomness and computing power together, as services hold them.
 #[derive(Clone)]
 pub struct World {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    computing: Computing,
 }
 
 impl World {
@@ -56,7 +69,13 @@ impl World {
         Self {
             clock: Arc::new(clock),
             entropy: Arc::new(entropy),
+            computing: Computing::Threads,
         }
+    }
+
+    /// The same world, computing elsewhere.
+    pub fn computing(self, computing: Computing) -> Self {
+        Self { computing, ..self }
     }
 
     /// The machine's own.
@@ -67,6 +86,22 @@ impl World {
     /// Milliseconds since the Unix epoch.
     pub fn now(&self) -> MilliSecondsSinceUnixEpoch {
         self.clock.now()
+    }
+
+    /// Does work that takes the processor, or blocks, for more than a moment. It is done although the handle is dropped.
+    pub fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        match self.computing {
+            Computing::Threads => tokio::task::spawn_blocking(work),
+            Computing::InPlace => tokio::spawn(async move { work() }),
+        }
+    }
+
+    /// Into how many parts such work is worth dividing.
+    pub fn processors(&self) -> usize {
+        match self.computing {
+            Computing::Threads => std::thread::available_parallelism().map_or(1, usize::from),
+            Computing::InPlace => 1,
+        }
     }
 
     /// `N` random bytes.

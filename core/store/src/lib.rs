@@ -17,6 +17,7 @@ mod directory;
 mod e2ee;
 mod error;
 mod events;
+mod execution;
 mod intern;
 mod invites;
 mod media;
@@ -57,6 +58,7 @@ pub use e2ee::{
 };
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
+pub use execution::{Disk, DiskFuture, Execution, Room};
 pub use invites::OwedLeave;
 pub use media::{Media, MediaFile, MediaHash};
 pub use members::{Member, RoomMembership};

@@ -4,7 +4,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
 };
 
 use rusqlite::Connection;
@@ -13,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::{
     OpenError, ReadTxn, Seq, StoreError, WriteTxn,
     cache::Caches,
+    execution::{Execution, Work},
     open::{damaged_or_sqlite, open_reader, open_writer},
     writer::{self, Job},
 };
@@ -29,6 +29,8 @@ pub struct StoreConfig {
     pub readers: usize,
     /// SQLite page cache of each connection, in KiB.
     pub cache_kib: u32,
+    /// Where its work runs.
+    pub execution: Execution,
 }
 
 impl StoreConfig {
@@ -38,6 +40,7 @@ impl StoreConfig {
             path: path.into(),
             readers: 4,
             cache_kib: 2048,
+            execution: Execution::Threads,
         }
     }
 }
@@ -51,7 +54,8 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<Work>>,
+    execution: Execution,
     readers: Mutex<Vec<Connection>>,
     /// One permit for each reader.
     reading: Arc<Semaphore>,
@@ -71,11 +75,13 @@ impl Store {
             .collect::<Result<Vec<_>, _>>()?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed_tx, committed) = watch::channel(seq);
-        let thread = writer::spawn(conn, Arc::clone(&caches), queue, committed_tx).map_err(OpenError::Threads)?;
+        let writer = writer::spawn(conn, Arc::clone(&caches), queue, committed_tx, &config.execution)
+            .map_err(OpenError::Threads)?;
         let inner = Inner {
             path: config.path.clone(),
             jobs: Mutex::new(Some(jobs)),
-            thread: Mutex::new(Some(thread)),
+            writer: Mutex::new(Some(writer)),
+            execution: config.execution.clone(),
             reading: Arc::new(Semaphore::new(readers.len())),
             reader_count: readers.len(),
             readers: Mutex::new(readers),
@@ -112,15 +118,25 @@ impl Store {
         let inner = Arc::clone(&self.inner);
         let reading = Arc::clone(&inner.reading);
         let permit = reading.acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let working = tokio::task::spawn_blocking(move || {
+        let disk = match &inner.execution {
+            Execution::Threads => None,
+            Execution::InPlace(disk) => Some(Arc::clone(disk)),
+        };
+        let work = move || {
             // The job keeps the permit: it runs on although its caller may have gone away.
             let _permit = permit;
             let conn = lock(&inner.readers).pop().ok_or(StoreError::Closed)?;
             let result = catch_unwind(AssertUnwindSafe(|| snapshot(&conn, &inner.caches, job)));
             lock(&inner.readers).push(conn);
             result.unwrap_or_else(|_| Err(StoreError::Panicked.into()))
-        });
-        working.await.map_err(|_| StoreError::Closed)?
+        };
+        let Some(disk) = disk else {
+            return tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|_| StoreError::Closed)?;
+        };
+        disk.before_read().await?;
+        work()
     }
 
     /// The position of the last commit; changes wake whoever watches.
@@ -142,12 +158,11 @@ impl Store {
         let _all = self.inner.reading.acquire_many(permits).await;
         self.inner.reading.close();
         lock(&self.inner.readers).clear();
-        let thread = lock(&self.inner.thread).take();
-        if let Some(thread) = thread {
-            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                tracing::error!("the database writer ended abnormally");
-            }
+        let writer = lock(&self.inner.writer).take();
+        if let Some(writer) = writer
+            && !writer.ended().await
+        {
+            tracing::error!("the database writer ended abnormally");
         }
     }
 }

@@ -1,17 +1,25 @@
-//! The writer thread: runs queued jobs one after another and commits them in groups. It alone writes and checkpoints.
+//! The writer: runs queued jobs one after another and commits them in groups. It alone writes and checkpoints.
 
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rusqlite::{Connection, config::DbConfig};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
-use crate::{Seq, StoreError, WriteTxn, cache::Caches, error::is_full};
+use crate::{
+    Seq, StoreError, WriteTxn,
+    cache::Caches,
+    error::is_full,
+    execution::{Disk, Execution, Room, Work},
+};
 
 /// Jobs committed together at the most; one fsync serves them all.
 const GROUP: usize = 256;
@@ -42,17 +50,24 @@ pub(crate) fn spawn(
     caches: Arc<Caches>,
     jobs: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<Seq>,
-) -> std::io::Result<thread::JoinHandle<()>> {
+    execution: &Execution,
+) -> std::io::Result<Work> {
     let writer = Writer {
         conn,
         caches,
         jobs,
         committed,
         full: false,
+        log_pages: 0,
+        room: Room::Some,
     };
-    thread::Builder::new()
-        .name("kith-store-writer".into())
-        .spawn(move || writer.run())
+    match execution {
+        Execution::Threads => thread::Builder::new()
+            .name("kith-store-writer".into())
+            .spawn(move || writer.run())
+            .map(Work::Thread),
+        Execution::InPlace(disk) => Ok(Work::Task(tokio::spawn(writer.run_in_place(Arc::clone(disk))))),
+    }
 }
 
 struct Writer {
@@ -62,10 +77,21 @@ struct Writer {
     committed: watch::Sender<Seq>,
     /// Whether the last commit found the disk full: told once, not with every attempt.
     full: bool,
+    /// Pages in the log.
+    log_pages: i32,
+    /// Whether the file may grow.
+    room: Room,
 }
 
 /// What a job's caller is told if the commit succeeds.
 type Fate = Result<(), StoreError>;
+
+/// A group of jobs that is settled, with what their callers are to be told.
+struct Settled {
+    jobs: Vec<(Box<dyn Job>, Fate)>,
+    /// The position of the commit that holds them.
+    committed: Option<Seq>,
+}
 
 /// The open transaction is gone, and with it everything that its jobs wrote.
 struct Lost(rusqlite::Error);
@@ -78,15 +104,42 @@ impl From<rusqlite::Error> for Lost {
 
 impl Writer {
     fn run(mut self) {
+        self.watch_log();
+        while let Some(first) = self.jobs.blocking_recv() {
+            let settled = self.commit_group(first);
+            self.tell(settled);
+            self.fold_log();
+        }
+        self.close();
+    }
+
+    /// [`Writer::run`] as a task, on a disk that a simulation makes up. When that fails, nobody is told anything more.
+    async fn run_in_place(mut self, disk: Arc<dyn Disk>) {
+        self.watch_log();
+        while let Some(first) = self.jobs.recv().await {
+            let Ok(room) = disk.before_commit().await else { return };
+            self.make_room(room);
+            let settled = self.commit_group(first);
+            if disk.after_commit().await.is_err() {
+                return;
+            }
+            self.tell(settled);
+            self.fold_log();
+        }
+        if disk.before_commit().await.is_ok() {
+            self.close();
+        }
+    }
+
+    fn watch_log(&self) {
         self.conn.wal_hook(Some(|_, pages| {
             LOG_PAGES.set(pages);
             Ok(())
         }));
-        while let Some(first) = self.jobs.blocking_recv() {
-            self.commit_group(first);
-            self.fold_log();
-        }
-        // Nobody else folds the log, so it is done here, once, on the way out.
+    }
+
+    /// Nobody else folds the log, so it is done here, once, on the way out.
+    fn close(self) {
         if let Err(error) = self.conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::warn!(%error, "final checkpoint failed; the log is replayed at the next start");
             return;
@@ -97,18 +150,37 @@ impl Writer {
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
     }
 
-    /// Runs queued jobs in one transaction, each in a savepoint of its own, and answers them after the commit.
-    fn commit_group(&mut self, first: Box<dyn Job>) {
+    /// Lets the file grow or not, which to SQLite is a disk with room or a full one.
+    fn make_room(&mut self, room: Room) {
+        if room == self.room {
+            return;
+        }
+        let pages = match room {
+            Room::Some => u32::MAX - 1,
+            // Never less than the file has: as it is, it stays.
+            Room::None => 1,
+        };
+        match self.conn.pragma_update(None, "max_page_count", pages) {
+            Ok(()) => self.room = room,
+            Err(error) => tracing::error!(%error, "the size of the file could not be limited"),
+        }
+    }
+
+    /// Runs queued jobs in one transaction, each in a savepoint of its own.
+    fn commit_group(&mut self, first: Box<dyn Job>) -> Settled {
         let mut ran = Vec::new();
-        match self.run_group(first, &mut ran) {
+        // Several writers may share a thread.
+        LOG_PAGES.set(self.log_pages);
+        let outcome = self.run_group(first, &mut ran);
+        self.log_pages = LOG_PAGES.get();
+        match outcome {
             Ok(seq) => {
                 if std::mem::take(&mut self.full) {
                     tracing::warn!("the disk has room again; writing goes on");
                 }
-                self.committed
-                    .send_if_modified(|last| std::mem::replace(last, seq) != seq);
-                for (job, fate) in ran {
-                    job.finish(fate);
+                Settled {
+                    jobs: ran,
+                    committed: Some(seq),
                 }
             }
             Err(Lost(error)) => {
@@ -119,8 +191,10 @@ impl Writer {
                     tracing::error!(%error, "rollback failed");
                 }
                 let error = Arc::new(error);
-                for (job, fate) in ran {
-                    job.finish(fate.and_then(|()| Err(shared(&error))));
+                let undone = |(job, fate): (_, Fate)| (job, fate.and_then(|()| Err(shared(&error))));
+                Settled {
+                    jobs: ran.into_iter().map(undone).collect(),
+                    committed: None,
                 }
             }
         }
@@ -131,6 +205,17 @@ impl Writer {
             tracing::error!(%error, jobs, "a commit failed; its jobs are undone");
         } else if !std::mem::replace(&mut self.full, true) {
             tracing::error!("the disk is full; reading goes on, and writing once there is room");
+        }
+    }
+
+    /// Answers the jobs of a group.
+    fn tell(&self, settled: Settled) {
+        if let Some(seq) = settled.committed {
+            self.committed
+                .send_if_modified(|last| std::mem::replace(last, seq) != seq);
+        }
+        for (job, fate) in settled.jobs {
+            job.finish(fate);
         }
     }
 
@@ -159,7 +244,7 @@ impl Writer {
 
     /// Folds the log into the file once it is long, after the callers have their answers.
     fn fold_log(&self) {
-        let mode = match LOG_PAGES.get() {
+        let mode = match self.log_pages {
             FOLD_PATIENTLY_PAGES.. => "PRAGMA wal_checkpoint(RESTART)",
             FOLD_PAGES.. => "PRAGMA wal_checkpoint(PASSIVE)",
             _ => return,

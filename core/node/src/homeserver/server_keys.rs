@@ -72,7 +72,7 @@ impl KeyRing {
 /// The key documents service.
 #[derive(Clone)]
 pub struct ServerKeys {
-    ctx: Context,
+    pub(super) ctx: Context,
 }
 
 impl ServerKeys {

@@ -9,7 +9,7 @@ use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 use serde_json::value::RawValue;
 
 use super::ServerKeys;
-use crate::Error;
+use crate::{Error, clock::World};
 
 /// Events that one task checks at the least: fewer are not worth a task of their own.
 const MIN_CHUNK: usize = 8;
@@ -45,7 +45,7 @@ impl ServerKeys {
         version: &RoomVersionId,
         ask: &ServerName,
     ) -> Result<Vec<CheckedPdu>, Error> {
-        let unchecked = parse(pdus, version).await?;
+        let unchecked = parse(&self.ctx.world, pdus, version).await?;
         let unchecked = unchecked.into_iter().filter_map(|parsed| match parsed {
             Ok(pdu) if pdu.pdu().room_id() == room => Some(pdu),
             Ok(pdu) => {
@@ -82,7 +82,7 @@ impl ServerKeys {
             .flatten()
             .collect();
         let ring = Arc::new(self.load(&needed, ask).await?);
-        in_parallel(unchecked, move |pdu| {
+        in_parallel(&self.ctx.world, unchecked, move |pdu| {
             let id = pdu.event_id().to_owned();
             let checked = pdu.verify(|server, key_id, at| ring.get(server, key_id, at));
             (id, checked)
@@ -93,20 +93,25 @@ impl ServerKeys {
 
 /// Parses events and checks their format; the order stays.
 pub(super) async fn parse(
+    world: &World,
     pdus: Vec<Box<RawValue>>,
     version: &RoomVersionId,
 ) -> Result<Vec<Result<UncheckedPdu, PduError>>, Error> {
     let version = version.clone();
-    in_parallel(pdus, move |json| UncheckedPdu::parse(json.get(), &version)).await
+    in_parallel(world, pdus, move |json| UncheckedPdu::parse(json.get(), &version)).await
 }
 
 /// Maps a list by pure computing, off the async threads, on as many processors as it is worth.
-async fn in_parallel<T, U>(items: Vec<T>, map: impl Fn(T) -> U + Send + Sync + 'static) -> Result<Vec<U>, Error>
+async fn in_parallel<T, U>(
+    world: &World,
+    items: Vec<T>,
+    map: impl Fn(T) -> U + Send + Sync + 'static,
+) -> Result<Vec<U>, Error>
 where
     T: Send + 'static,
     U: Send + 'static,
 {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let processors = world.processors();
     let chunk = items.len().div_ceil(processors).max(MIN_CHUNK);
     let map = Arc::new(map);
     let mut tasks = Vec::with_capacity(processors);
@@ -117,9 +122,7 @@ where
             break;
         }
         let map = Arc::clone(&map);
-        tasks.push(tokio::task::spawn_blocking(move || {
-            part.into_iter().map(|item| map(item)).collect::<Vec<U>>()
-        }));
+        tasks.push(world.compute(move || part.into_iter().map(|item| map(item)).collect::<Vec<U>>()));
     }
     let parts = try_join_all(tasks).await;
     let parts = parts.map_err(|error| Error::Internal("checking events was cut short", Some(Box::new(error))))?;

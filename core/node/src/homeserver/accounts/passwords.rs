@@ -88,7 +88,8 @@ impl Passwords {
     ) -> Result<T, Error> {
         let _admitted = self.admitted.try_acquire().map_err(|_| busy())?;
         let _running = self.running.acquire().await.map_err(|_| busy())?;
-        tokio::task::spawn_blocking(work)
+        self.world
+            .compute(work)
             .await
             .map_err(|error| Error::Internal("password hashing was cut short", Some(Box::new(error))))?
     }

@@ -149,7 +149,7 @@ impl Incoming {
                     continue;
                 }
             };
-            for (place, parsed) in places.into_iter().zip(parse(pdus, version).await?) {
+            for (place, parsed) in places.into_iter().zip(parse(&self.ctx.world, pdus, version).await?) {
                 match parsed {
                     Ok(pdu) if open => sorted.push(Sorted { place, pdu }),
                     Ok(pdu) => received.answer.note(

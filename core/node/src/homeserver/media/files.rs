@@ -120,8 +120,10 @@ impl Files {
 
     /// Removes what a crash left half-written.
     pub(super) async fn clear_unfinished(&self) -> Result<(), Error> {
-        match fs::remove_dir_all(self.unfinished()).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed(error)),
+        let folder = self.unfinished();
+        let cleared = self.world.compute(move || std::fs::remove_dir_all(folder)).await;
+        match cleared.map_err(io::Error::from) {
+            Ok(Err(error)) | Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed(error)),
             _ => Ok(()),
         }
     }

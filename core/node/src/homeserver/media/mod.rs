@@ -241,7 +241,11 @@ impl Media {
         if let Some(file) = kept {
             return Ok(self.found(file));
         }
-        let made = self.inner.thumbnails.make(of.path.clone(), variant).await?;
+        let made = self
+            .inner
+            .thumbnails
+            .make(&self.ctx.world, of.path.clone(), variant)
+            .await?;
         let written = self.inner.files.write_whole(made.bytes).await?;
         let file = MediaFile {
             hash: written.hash,

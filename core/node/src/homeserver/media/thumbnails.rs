@@ -24,7 +24,7 @@ use ruma::{api::error::ErrorKind, exports::http::StatusCode};
 use tokio::sync::Semaphore;
 
 use super::variant::{Fit, Variant};
-use crate::Error;
+use crate::{Error, clock::World};
 
 /// Thumbnails made at once.
 const AT_ONCE: usize = 2;
@@ -78,11 +78,11 @@ impl Default for Thumbnailer {
 }
 
 impl Thumbnailer {
-    pub(super) async fn make(&self, path: PathBuf, variant: Variant) -> Result<Made, Error> {
+    pub(super) async fn make(&self, world: &World, path: PathBuf, variant: Variant) -> Result<Made, Error> {
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|error| Error::Internal("thumbnails are closed", Some(Box::new(error))))?;
         // The place is given back when the work ends, even if whoever asked has gone.
-        let work = tokio::task::spawn_blocking(move || {
+        let work = world.compute(move || {
             let _place = place;
             make(path, variant)
         });

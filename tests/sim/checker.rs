@@ -1,0 +1,376 @@
+//! What must be true of a healed world: the members of a room hold the same events and the same state, everything
+//! acknowledged stands once in everybody's timeline, and nothing has grown without bound. It changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use http::Method;
+use kith_engine::{EventStatus, Pdu, RoomReader, StateKey};
+use kith_node::{Error, Homeserver};
+use kith_store::{Direction, ReadTxn, Seq};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, events::room::member::MembershipState};
+use serde_json::Value;
+
+use crate::{
+    workload::{Sent, Society},
+    world::{Answer, Client, World, escape},
+};
+
+/// Forward extremities of a healed room at the most. Server-server API, "PDUs": no event can build upon more.
+const MAX_EXTREMITIES: usize = 20;
+/// Events that one page of a timeline holds.
+const PAGE: usize = 100;
+/// Events listed of a difference.
+const LISTED: usize = 8;
+
+/// What was found not to be so.
+#[derive(Debug, Clone)]
+pub(crate) struct Finding(pub String);
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A room as one node has it.
+struct Held {
+    node: usize,
+    server: OwnedServerName,
+    extremities: BTreeSet<OwnedEventId>,
+    state: BTreeMap<StateKey, OwnedEventId>,
+    /// The shown events, oldest first.
+    timeline: Vec<Pdu>,
+    /// The users joined by the table of members.
+    joined: BTreeSet<String>,
+}
+
+/// A room as all its members together have it.
+struct Room {
+    id: OwnedRoomId,
+    held: Vec<Held>,
+    /// Every event that somebody shows.
+    events: BTreeMap<OwnedEventId, Pdu>,
+}
+
+/// Looks through a healed world.
+pub(crate) async fn check(world: &World, society: &Society, clients: &[Client]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut ids: BTreeSet<OwnedRoomId> = BTreeSet::new();
+    for number in 0..world.nodes.len() {
+        let Some(hs) = world.homeserver(number) else {
+            findings.push(Finding(format!("node {number} does not run")));
+            continue;
+        };
+        match bounds(&hs).await {
+            Ok(0) => {}
+            Ok(rows) => findings.push(Finding(format!("{rows} rows wait in the outbox of node {number}"))),
+            Err(error) => findings.push(Finding(format!("node {number} cannot be read: {error}"))),
+        }
+        ids.extend(rooms_of(&hs).await);
+    }
+    let sent = society.sent();
+    for id in ids {
+        let room = Room::look(world, id).await;
+        room.check_equal(&mut findings);
+        room.check_members(world, &mut findings);
+        // A member may fetch what it was not sent when somebody looks for it.
+        room.check_timelines(&sent, clients, &mut findings).await;
+        room.check_events(world, &mut findings).await;
+    }
+    findings
+}
+
+/// How many rows wait in a node's outbox.
+async fn bounds(hs: &Homeserver) -> Result<u64, Error> {
+    hs.context.store.read(|txn| Ok(txn.outbox_len()?)).await
+}
+
+async fn rooms_of(hs: &Homeserver) -> Vec<OwnedRoomId> {
+    let own = hs.context.server_name.clone();
+    let rooms: Result<_, Error> = hs.context.store.read(move |txn| Ok(txn.rooms_of_server(&own)?)).await;
+    rooms.unwrap_or_default()
+}
+
+impl Held {
+    fn read(txn: &ReadTxn<'_>, node: usize, server: OwnedServerName, room: &RoomId) -> Result<Self, Error> {
+        let mut timeline = Vec::new();
+        let mut from = Seq(i64::MIN);
+        loop {
+            let page = txn.timeline(room, from, Direction::Forward, PAGE)?;
+            let Some(last) = page.last() else { break };
+            from = last.stream;
+            timeline.extend(page.into_iter().map(|event| event.pdu));
+        }
+        let state = match txn.current_state(room)? {
+            Some(state) => (*txn.full_state(state)?).clone(),
+            None => BTreeMap::new(),
+        };
+        let joined = txn.members(room, &[MembershipState::Join])?;
+        Ok(Self {
+            node,
+            server,
+            extremities: txn.forward_extremities(room)?.into_iter().collect(),
+            state,
+            timeline,
+            joined: joined.into_iter().map(|member| member.user_id.to_string()).collect(),
+        })
+    }
+}
+
+impl Room {
+    async fn look(world: &World, id: OwnedRoomId) -> Self {
+        let mut held = Vec::new();
+        for number in 0..world.nodes.len() {
+            let Some(hs) = world.homeserver(number) else { continue };
+            let (room, own) = (id.clone(), hs.context.server_name.clone());
+            let read: Result<Option<Held>, Error> = hs
+                .context
+                .store
+                .read(move |txn| {
+                    if !txn.is_server_joined(&room, &own)? {
+                        return Ok(None);
+                    }
+                    Held::read(txn, number, own, &room).map(Some)
+                })
+                .await;
+            held.extend(read.ok().flatten());
+        }
+        let events = held.iter().flat_map(|held| &held.timeline);
+        let events = events.map(|pdu| (pdu.event_id().to_owned(), pdu.clone())).collect();
+        Self { id, held, events }
+    }
+
+    /// The same state and few extremities.
+    fn check_equal(&self, findings: &mut Vec<Finding>) {
+        for held in &self.held {
+            if held.extremities.len() > MAX_EXTREMITIES {
+                let count = held.extremities.len();
+                findings.push(Finding(format!(
+                    "{}: node {} has {count} forward extremities",
+                    self.id, held.node
+                )));
+            }
+        }
+        let Some((first, others)) = self.held.split_first() else {
+            return;
+        };
+        for other in others {
+            if other.state == first.state {
+                continue;
+            }
+            let keys: BTreeSet<&StateKey> = first.state.keys().chain(other.state.keys()).collect();
+            let differences: Vec<String> = keys
+                .into_iter()
+                .filter(|key| first.state.get(*key) != other.state.get(*key))
+                .take(LISTED)
+                .map(|key| {
+                    let of = |held: &Held| held.state.get(key).map_or("nothing".to_owned(), |id| self.describe(id));
+                    format!("\n    {} {}: {} | {}", key.0, key.1, of(first), of(other))
+                })
+                .collect();
+            findings.push(Finding(format!(
+                "{}: nodes {} and {} differ in state:{}",
+                self.id,
+                first.node,
+                other.node,
+                differences.concat()
+            )));
+        }
+    }
+
+    /// The table of members says what the state says, and whoever is in the room by the others' word knows it.
+    fn check_members(&self, world: &World, findings: &mut Vec<Finding>) {
+        for held in &self.held {
+            let by_state: BTreeSet<String> = held
+                .state
+                .iter()
+                .filter(|(key, _)| key.0.to_string() == "m.room.member")
+                .filter(|(_, id)| self.events.get(*id).is_some_and(|pdu| membership(pdu) == "join"))
+                .map(|(key, _)| key.1.clone())
+                .collect();
+            // Joins of before a node came are not in anybody's timeline that leaves out history.
+            if !by_state.is_subset(&held.joined) {
+                findings.push(Finding(format!(
+                    "{}: node {} has other members in its table ({:?}) than in its state ({by_state:?})",
+                    self.id, held.node, held.joined
+                )));
+            }
+            for user in &held.joined {
+                let server = user.split_once(':').map_or("", |(_, server)| server);
+                let Some(node) = world.nodes.iter().position(|node| node.name == server) else {
+                    continue;
+                };
+                if !self.held.iter().any(|held| held.node == node) {
+                    findings.push(Finding(format!(
+                        "{}: node {} says that {user} is in it, which node {node} does not know",
+                        self.id, held.node
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Whoever is in the room holds everything that somebody shows, but for what was before its time.
+    async fn check_events(&self, world: &World, findings: &mut Vec<Finding>) {
+        for held in &self.held {
+            let before = self.before(held);
+            let wanted: Vec<OwnedEventId> = self.events.keys().filter(|id| !before.contains(*id)).cloned().collect();
+            let Some(hs) = world.homeserver(held.node) else {
+                continue;
+            };
+            let lacking: Result<Vec<(OwnedEventId, &str)>, Error> = hs
+                .context
+                .store
+                .read(move |txn| {
+                    let mut lacking = Vec::new();
+                    for id in wanted {
+                        match txn.event(&id)? {
+                            None => lacking.push((id, "absent")),
+                            Some(stored) if stored.outlier => lacking.push((id, "an outlier")),
+                            Some(stored) if stored.status == EventStatus::Rejected => lacking.push((id, "rejected")),
+                            Some(_) => {}
+                        }
+                    }
+                    Ok(lacking)
+                })
+                .await;
+            let lacking = lacking.unwrap_or_default();
+            if !lacking.is_empty() {
+                let list = lacking.iter().take(LISTED);
+                let list: Vec<String> = list
+                    .map(|(id, why)| format!("\n    {why}: {}", self.describe(id)))
+                    .collect();
+                findings.push(Finding(format!(
+                    "{}: node {} lacks {} events:{}",
+                    self.id,
+                    held.node,
+                    lacking.len(),
+                    list.concat()
+                )));
+            }
+        }
+    }
+
+    /// Every message of somebody who was in the room all the time stands once in the timeline of everybody who was.
+    async fn check_timelines(&self, sent: &[Sent], clients: &[Client], findings: &mut Vec<Finding>) {
+        let sent: Vec<&Sent> = sent.iter().filter(|sent| sent.room == *self.id).collect();
+        for held in &self.held {
+            let Some(client) = clients.iter().find(|client| client.node == held.node) else {
+                continue;
+            };
+            if !held.joined.contains(&client.user) || !self.is_steady(&client.user) {
+                continue;
+            }
+            let seen = match timeline_of(client, &self.id).await {
+                Ok(seen) => seen,
+                Err(finding) => {
+                    findings.push(finding);
+                    continue;
+                }
+            };
+            let before = self.before(held);
+            for (event, times) in &seen {
+                if *times > 1 {
+                    findings.push(Finding(format!(
+                        "{}: {} is shown {event} {times} times",
+                        self.id, client.user
+                    )));
+                }
+            }
+            for sent in &sent {
+                let before = before.iter().any(|id| *id == sent.event);
+                if !seen.contains_key(&sent.event) && !before && self.is_steady(&sent.user) {
+                    let event = OwnedEventId::try_from(sent.event.as_str());
+                    let event = event.map_or(sent.event.clone(), |id| self.describe(&id));
+                    findings.push(Finding(format!(
+                        "{}: {} is not shown what was acknowledged: {event}",
+                        self.id, client.user
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Whether a user is in the room since its only join, which nobody questioned.
+    fn is_steady(&self, user: &str) -> bool {
+        let of_user = |pdu: &&Pdu| pdu.kind().to_string() == "m.room.member" && pdu.state_key() == Some(user);
+        let events: Vec<&Pdu> = self.events.values().filter(of_user).collect();
+        let mut joins = events.iter().filter(|pdu| membership(pdu) == "join");
+        let (Some(join), None) = (joins.next(), joins.next()) else {
+            return false;
+        };
+        let before = self.ancestors([join.event_id().to_owned()]);
+        let others = events.iter().filter(|pdu| membership(pdu) != "join");
+        let mut others = others.filter(|pdu| membership(pdu) != "invite" || !before.contains(pdu.event_id()));
+        others.next().is_none() && self.held.iter().all(|held| held.joined.contains(user))
+    }
+
+    /// What a node need not hold: everything before the latest join of one of its users that brought it in.
+    fn before(&self, held: &Held) -> BTreeSet<OwnedEventId> {
+        let own = |pdu: &&Pdu| {
+            let user = pdu.state_key().and_then(|user| user.split_once(':'));
+            user.is_some_and(|(_, server)| held.server == server)
+        };
+        let joins = self.events.values().filter(|pdu| membership(pdu) == "join").filter(own);
+        self.ancestors(joins.map(|pdu| pdu.event_id().to_owned()))
+    }
+
+    fn ancestors(&self, of: impl IntoIterator<Item = OwnedEventId>) -> BTreeSet<OwnedEventId> {
+        let mut ancestors = BTreeSet::new();
+        let mut open: Vec<OwnedEventId> = of.into_iter().collect();
+        while let Some(id) = open.pop() {
+            let Some(pdu) = self.events.get(&id) else { continue };
+            for prev in pdu.prev_events() {
+                if ancestors.insert(prev.clone()) {
+                    open.push(prev.clone());
+                }
+            }
+        }
+        ancestors
+    }
+
+    fn describe(&self, id: &OwnedEventId) -> String {
+        match self.events.get(id) {
+            Some(pdu) => format!(
+                "{id} {} {:?} of {} {}",
+                pdu.kind(),
+                pdu.state_key(),
+                pdu.sender(),
+                pdu.content()
+            ),
+            None => id.to_string(),
+        }
+    }
+}
+
+fn membership(pdu: &Pdu) -> String {
+    let content: Value = serde_json::from_str(pdu.content().get()).unwrap_or_default();
+    content["membership"].as_str().unwrap_or_default().to_owned()
+}
+
+/// How often each event stands in a client's timeline of a room, walked from the newest to the oldest.
+async fn timeline_of(client: &Client, room: &RoomId) -> Result<BTreeMap<String, usize>, Finding> {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut from = String::new();
+    loop {
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/messages?dir=b&limit={PAGE}{from}",
+            escape(room.as_str())
+        );
+        let Answer::Done(page) = client.ask(Method::GET, &path, None).await else {
+            return Err(Finding(format!("{room}: {} cannot read its timeline", client.user)));
+        };
+        for event in page["chunk"].as_array().into_iter().flatten() {
+            *seen
+                .entry(event["event_id"].as_str().unwrap_or_default().to_owned())
+                .or_default() += 1;
+        }
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={}", escape(end)),
+            None => return Ok(seen),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The people: each has a device on a node, and creates, joins, leaves, invites, removes, writes, takes back and appoints,
+//! whatever state the world is in. They know each other's rooms by hearsay, and trust no answer but 200.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::Method;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    random::Dice,
+    world::{Answer, Client, World, escape},
+};
+
+/// Rooms in one run at the most.
+const MAX_ROOMS: usize = 4;
+/// How often a client repeats a message that was not acknowledged.
+const ATTEMPTS: usize = 8;
+
+/// A message that a node has acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    /// Its room.
+    pub(crate) room: String,
+    /// Its event.
+    pub(crate) event: String,
+    /// Who sent it.
+    pub(crate) user: String,
+}
+
+/// A room that people have heard of.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// Its id.
+    pub(crate) id: String,
+    /// A server that was in it.
+    pub(crate) via: String,
+    /// Whether it is the one in which everybody is from the start, and most stay.
+    pub(crate) main: bool,
+}
+
+/// What the people have done and know. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Society(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    users: Vec<String>,
+    rooms: Vec<Known>,
+    sent: Vec<Sent>,
+    done: u64,
+}
+
+impl Society {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every room there is.
+    pub(crate) fn rooms(&self) -> Vec<Known> {
+        self.lock().rooms.clone()
+    }
+
+    /// Every acknowledged message.
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.lock().sent.clone()
+    }
+
+    /// How many requests were answered with 200.
+    pub(crate) fn done(&self) -> u64 {
+        self.lock().done
+    }
+
+    fn users(&self) -> Vec<String> {
+        self.lock().users.clone()
+    }
+}
+
+/// One of the people.
+pub(crate) struct Person {
+    client: Client,
+    number: usize,
+    /// Whether the others may remove this one from the main room.
+    drifter: bool,
+    society: Society,
+    server: String,
+    dice: Dice,
+    transactions: u64,
+    /// What this one wrote: room and event.
+    own: Vec<(String, String)>,
+    /// Rooms that this one wanted to join and had no answer about.
+    wanted: Vec<Known>,
+}
+
+/// Makes one user on every node, and the room in which all of them are.
+pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> (Society, Vec<Person>) {
+    let society = Society::default();
+    let mut people = Vec::new();
+    for (number, node) in world.nodes.iter().enumerate() {
+        let client = Client::register(world, number, &format!("user{number}")).await;
+        society.lock().users.push(client.user.clone());
+        people.push(Person {
+            client,
+            number,
+            drifter: number * 3 >= world.nodes.len() * 2,
+            society: society.clone(),
+            server: node.name.to_string(),
+            dice: Dice::new(seed, &format!("person {number}")),
+            transactions: 0,
+            own: Vec::new(),
+            wanted: Vec::new(),
+        });
+    }
+    people[0].create(true).await;
+    let room = society.rooms().remove(0);
+    for person in &people[1..] {
+        let joined = person.join(&room).await;
+        assert!(matches!(joined, Answer::Done(_)), "nothing is wrong yet: {joined:?}");
+    }
+    (society, people)
+}
+
+impl Person {
+    /// Does this and that until a time.
+    pub(crate) async fn live(mut self, until: Instant) -> Self {
+        loop {
+            sleep(Duration::from_millis(self.dice.between(5_000, 420_000))).await;
+            if Instant::now() >= until {
+                return self;
+            }
+            self.act().await;
+        }
+    }
+
+    /// Tries again, in a healed world, what had no answer.
+    pub(crate) async fn try_again(&mut self) {
+        for room in std::mem::take(&mut self.wanted) {
+            self.join(&room).await;
+        }
+    }
+
+    /// Says a last word in every room.
+    pub(crate) async fn say_goodbye(&mut self) {
+        let joined = self.joined_rooms().await;
+        for room in self.society.rooms() {
+            if joined.contains(&room.id) {
+                self.write(&room).await;
+            }
+        }
+    }
+
+    async fn act(&mut self) {
+        let joined = self.joined_rooms().await;
+        let rooms = self.society.rooms();
+        let known: Vec<&Known> = rooms.iter().filter(|room| joined.contains(&room.id)).collect();
+        let away: Vec<&Known> = rooms.iter().filter(|room| !joined.contains(&room.id)).collect();
+        let here = self.dice.choose(&known).copied();
+        match (self.dice.between(0, 99), here) {
+            (0..=3, _) if rooms.len() < MAX_ROOMS => self.create(false).await,
+            (0..=14, _) if !away.is_empty() => {
+                if let Some(room) = self.dice.choose(&away) {
+                    self.enter(room).await;
+                }
+            }
+            (15..=18, Some(room)) if !room.main || self.drifter => {
+                self.in_room(room, Method::POST, "leave", json!({})).await;
+            }
+            (19..=25, Some(room)) => self.on_someone(room, "invite").await,
+            (26..=30, Some(room)) => self.on_someone(room, "kick").await,
+            (31..=34, Some(room)) => self.appoint(room).await,
+            (35..=40, Some(room)) => {
+                let topic = json!({"topic": format!("{} by {}", self.dice.between(0, 9_999), self.number)});
+                self.in_room(room, Method::PUT, "state/m.room.topic", topic).await;
+            }
+            (41..=46, _) => self.redact().await,
+            (_, Some(room)) => {
+                for _ in 0..self.dice.between(1, 3) {
+                    self.write(room).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks, and counts what was done.
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let answer = self.client.ask(method, path, body).await;
+        if matches!(answer, Answer::Done(_)) {
+            self.society.lock().done += 1;
+        }
+        answer
+    }
+
+    async fn in_room(&self, room: &Known, method: Method, what: &str, body: Value) -> Answer {
+        let path = format!("/_matrix/client/v3/rooms/{}/{what}", escape(&room.id));
+        self.ask(method, &path, Some(&body)).await
+    }
+
+    async fn joined_rooms(&self) -> BTreeSet<String> {
+        let Answer::Done(body) = self.ask(Method::GET, "/_matrix/client/v3/joined_rooms", None).await else {
+            return BTreeSet::new();
+        };
+        let rooms = body["joined_rooms"].as_array().into_iter().flatten();
+        rooms.filter_map(Value::as_str).map(ToOwned::to_owned).collect()
+    }
+
+    async fn create(&self, main: bool) {
+        let version = self.dice.choose(&["10", "11", "12"]).copied().unwrap_or("11");
+        let preset = if main || self.dice.percent(70) {
+            "public_chat"
+        } else {
+            "private_chat"
+        };
+        let mut users = self.society.users();
+        self.dice.shuffle(&mut users);
+        users.retain(|user| *user != self.client.user);
+        users.truncate(if main { 0 } else { 3 });
+        let body = json!({"preset": preset, "room_version": version, "invite": users});
+        let answer = self
+            .ask(Method::POST, "/_matrix/client/v3/createRoom", Some(&body))
+            .await;
+        if let Answer::Done(body) = answer
+            && let Some(id) = body["room_id"].as_str()
+        {
+            self.society.lock().rooms.push(Known {
+                id: id.to_owned(),
+                via: self.server.clone(),
+                main,
+            });
+        }
+    }
+
+    async fn join(&self, room: &Known) -> Answer {
+        let path = format!("/_matrix/client/v3/join/{}?via={}", escape(&room.id), room.via);
+        self.ask(Method::POST, &path, Some(&json!({}))).await
+    }
+
+    /// Joins a room, and tries again later if there is no answer: it may have been half done.
+    async fn enter(&mut self, room: &Known) {
+        for _ in 0..ATTEMPTS {
+            if self.join(room).await != Answer::Unknown {
+                return;
+            }
+            sleep(Duration::from_secs(self.dice.between(2, 60))).await;
+        }
+        self.wanted.push(room.clone());
+    }
+
+    async fn on_someone(&self, room: &Known, what: &str) {
+        let mut users = self.society.users();
+        if room.main {
+            // Most of the main room stay in it, so that there is somebody whose messages all must see.
+            users.drain(..(users.len() * 2).div_ceil(3));
+        }
+        users.retain(|user| *user != self.client.user);
+        if let Some(user) = self.dice.choose(&users) {
+            self.in_room(room, Method::POST, what, json!({"user_id": user})).await;
+        }
+    }
+
+    /// Gives someone power, or takes it.
+    async fn appoint(&self, room: &Known) {
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/state/m.room.power_levels",
+            escape(&room.id)
+        );
+        let Answer::Done(mut levels) = self.ask(Method::GET, &path, None).await else {
+            return;
+        };
+        let users = self.society.users();
+        let Some(user) = self.dice.choose(&users).filter(|user| **user != self.client.user) else {
+            return;
+        };
+        let level = self.dice.choose(&[0, 50, 50, 100]).copied().unwrap_or(50);
+        levels["users"][user] = level.into();
+        self.ask(Method::PUT, &path, Some(&levels)).await;
+    }
+
+    /// Writes a message, and repeats it until it is acknowledged or refused, as clients do.
+    async fn write(&mut self, room: &Known) {
+        self.transactions += 1;
+        let (number, transaction) = (self.number, self.transactions);
+        let body = json!({"msgtype": "m.text", "body": format!("{number}.{transaction}")});
+        let what = format!("send/m.room.message/{number}.{transaction}");
+        for _ in 0..ATTEMPTS {
+            match self.in_room(room, Method::PUT, &what, body.clone()).await {
+                Answer::Done(answer) => {
+                    let event = answer["event_id"].as_str().unwrap_or_default().to_owned();
+                    self.own.push((room.id.clone(), event.clone()));
+                    self.society.lock().sent.push(Sent {
+                        room: room.id.clone(),
+                        event,
+                        user: self.client.user.clone(),
+                    });
+                    return;
+                }
+                Answer::Refused(..) => return,
+                Answer::Unknown => sleep(Duration::from_secs(self.dice.between(2, 60))).await,
+            }
+        }
+    }
+
+    /// Takes back something that this one wrote.
+    async fn redact(&mut self) {
+        let Some((room, event)) = self.dice.choose(&self.own).cloned() else {
+            return;
+        };
+        self.transactions += 1;
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/redact/{}/{}.{}",
+            escape(&room),
+            escape(&event),
+            self.number,
+            self.transactions
+        );
+        self.ask(Method::PUT, &path, Some(&json!({}))).await;
+    }
+
+    /// What the checker looks through.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+}
