@@ -28,6 +28,8 @@ pub enum Fetch {
     AuthEvents(Vec<OwnedEventId>),
     /// `event_auth` of the event: too many are missing to ask for each. For `receive_outlier`.
     AuthChain(OwnedEventId),
+    /// All that lies between, however much: reconcile sets with whoever sent the event, as [`Pull`](crate::Pull) says.
+    Pull,
     /// `state_ids` before the event, and of these what is not held, for `receive_outlier`; then
     /// [`receive_with_state`](crate::receive_with_state). The gap stays, for backfill to fill.
     State(OwnedEventId),
@@ -44,6 +46,7 @@ pub struct Gap {
     fetched: usize,
     /// Whether the last round brought anything.
     progress: bool,
+    pulled: bool,
     asked_state: bool,
 }
 
@@ -55,6 +58,7 @@ impl Gap {
             rounds: 0,
             fetched: 0,
             progress: true,
+            pulled: false,
             asked_state: false,
         }
     }
@@ -78,6 +82,10 @@ impl Gap {
                 earliest: extremities.to_vec(),
                 limit: MISSING_EVENTS_PER_REQUEST.min(MAX_GAP_EVENTS - self.fetched),
             };
+        }
+        if !self.pulled {
+            self.pulled = true;
+            return Fetch::Pull;
         }
         if self.asked_state {
             return Fetch::GiveUp;
@@ -151,8 +159,9 @@ mod tests {
             gap.handle_fetched(10);
         }
         assert!(matches!(asked[0], Fetch::MissingEvents { .. }));
-        assert_eq!(asked[MAX_GAP_ROUNDS], Fetch::State(id("event")));
-        assert!(asked[MAX_GAP_ROUNDS + 1..].iter().all(|fetch| *fetch == Fetch::GiveUp));
+        assert_eq!(asked[MAX_GAP_ROUNDS], Fetch::Pull);
+        assert_eq!(asked[MAX_GAP_ROUNDS + 1], Fetch::State(id("event")));
+        assert!(asked[MAX_GAP_ROUNDS + 2..].iter().all(|fetch| *fetch == Fetch::GiveUp));
     }
 
     #[test]
@@ -163,6 +172,8 @@ mod tests {
         };
         let mut gap = Gap::new(id("event"));
         gap.poll_fetch(&missing, &[id("extremity")]);
+        gap.handle_fetched(0);
+        assert_eq!(gap.poll_fetch(&missing, &[id("extremity")]), Fetch::Pull);
         gap.handle_fetched(0);
         assert_eq!(gap.poll_fetch(&missing, &[id("extremity")]), Fetch::State(id("event")));
         let auth = Missing {

@@ -5,6 +5,7 @@
 
 mod auth;
 mod build;
+mod catch_up;
 mod change;
 mod check;
 mod client_event;
@@ -14,12 +15,15 @@ mod fetch;
 mod fields;
 mod filter;
 mod handshake;
+mod heads;
 mod import;
 pub mod json;
 pub mod limits;
 mod pdu;
+mod pull;
 mod reader;
 mod receive;
+mod reconcile;
 mod resolve;
 mod stripped;
 #[cfg(feature = "testing")]
@@ -28,6 +32,7 @@ mod view;
 mod visibility;
 
 pub use build::{BuildError, Draft, Signer, build_create, build_event, build_template};
+pub use catch_up::{CatchUp, Compared, ExchangeFailure, Looked, Pulled, Task, whom_to_ask};
 pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
 pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};
@@ -39,10 +44,13 @@ pub use handshake::{
     Expected, HandshakeError, JoinGrant, accept_invite, build_on_template, check_membership, join_grant,
     membership_template, take_signature,
 };
+pub use heads::Heads;
 pub use import::{ImportError, import_room, oldest_first};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
+pub use pull::{Ask, Pull};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
 pub use receive::{receive, receive_history, receive_outlier, receive_with_state};
+pub use reconcile::{EventSet, ReconcileError, Reconciliation, SetKey, answer_reconciliation};
 pub use resolve::resolve;
 pub use stripped::{STRIPPED_TYPES, prune_stripped_state, stripped_state};
 pub use view::{RoomView, membership_of};

@@ -28,14 +28,59 @@ pub const MAX_DEPTH: u64 = (1 << 53) - 1;
 /// Events pulled from another server in one request.
 pub const MAX_EVENTS_PER_PULL: usize = 500;
 
-/// Events that may be fetched to connect one received event with what is held, before a gap is accepted.
-pub const MAX_GAP_EVENTS: usize = 2_000;
+/// Events that may be fetched by walking back from one received event, before sets are reconciled instead.
+pub const MAX_GAP_EVENTS: usize = 500;
 
 /// Rounds of `get_missing_events` for one gap.
 pub const MAX_GAP_ROUNDS: usize = 10;
 
 /// Events asked for in one `get_missing_events` or `backfill` request.
 pub const MISSING_EVENTS_PER_REQUEST: usize = 100;
+
+/// Forward extremities that are told by name. Beyond that only their number and digest tell them apart.
+pub const MAX_HEADS: usize = 50;
+
+/// Rooms of which one message tells the heads.
+pub const MAX_ROOMS_PER_EXCHANGE: usize = 100;
+
+/// Requests that one turn of catching up with a room may make; what is left is another turn's.
+pub const MAX_PULL_ROUNDS: usize = 64;
+
+/// Events at the recent end of a room that are reconciled as sets, fewest first; wider only where that did not do.
+pub const RECONCILE_WINDOWS: [usize; 3] = [1_000, 16_000, MAX_RECONCILED];
+
+/// Events of one side that are reconciled at the most. What lies deeper is asked for by name.
+pub const MAX_RECONCILED: usize = 200_000;
+
+/// Bytes of one message of set reconciliation.
+pub const MAX_RECONCILE_MESSAGE: usize = 256 * 1024;
+
+/// Messages of one set reconciliation.
+pub const MAX_RECONCILE_ROUNDS: usize = 40;
+
+/// Lacking events that one set reconciliation finds; the deeper past comes first, the rest is found the next time.
+pub const MAX_LACKING: usize = 10_000;
+
+/// Events that were pulled and wait for those before them.
+pub const MAX_UNCONNECTED: usize = 1_000;
+
+/// Events in one turn of catching up that are placed by another server's word on the state before them.
+pub const MAX_TOLD: usize = 5;
+
+/// How long a room's new heads may stay untold before they are told.
+pub const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// Members that are told of new heads at once; the others follow.
+pub const TOLD_AT_ONCE: usize = 4;
+
+/// Exchanges and pulls under way at once.
+pub const MAX_CATCHING_UP: usize = 4;
+
+/// Events whose holders are remembered.
+pub const MAX_WATCHED: usize = 4_096;
+
+/// Attempts to pull something before it waits for the next news of it.
+pub const MAX_PULL_FAILURES: u32 = 8;
 
 /// Auth and state events that may be fetched one by one before the whole state is asked for instead.
 pub const MAX_SINGLE_FETCHES: usize = 50;

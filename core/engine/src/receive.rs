@@ -17,7 +17,7 @@ use crate::{
     auth::{AuthState, auth_keys, implied_create, may_redact, power_levels},
     limits::MAX_IMPORT_EVENTS,
     pdu::rules,
-    resolve::{Fork, resolve_forks},
+    resolve::{Fork, resolve, resolve_forks},
     view::{auth_state, entries, entry},
 };
 
@@ -374,7 +374,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         extremities: &[OwnedEventId],
         current: Option<StateId>,
     ) -> Result<(), RoomError<R::Error>> {
-        if applied.status != EventStatus::Accepted || self.reader.has_successor(self.pdu.event_id())? {
+        if applied.status != EventStatus::Accepted {
             return Ok(());
         }
         let covered = self.covered(extremities)?;
@@ -383,6 +383,14 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             .filter(|id| !covered.contains(*id))
             .cloned()
             .collect();
+        if self.reader.has_successor(self.pdu.event_id())? && !kept.is_empty() {
+            // It comes late, and is built upon already: it is no extremity, and what it builds upon is none any more.
+            if kept.len() < extremities.len() {
+                applied.current_state = self.current_of(&kept, current)?;
+                applied.forward_extremities = Some(kept);
+            }
+            return Ok(());
+        }
         applied.current_state = self.current_after(applied, &kept, extremities, current)?;
         let mut extremities = kept;
         extremities.push(self.pdu.event_id().to_owned());
@@ -449,6 +457,20 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             outlier: false,
         };
         let resolved = resolve_forks(self.reader, &self.rules, &forks, Some(new_event))?;
+        Ok(match (resolved, current) {
+            (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
+            (resolved, _) => CurrentState::New(resolved),
+        })
+    }
+
+    /// What the current state becomes when these are all extremities.
+    fn current_of(
+        &self,
+        extremities: &[OwnedEventId],
+        current: Option<StateId>,
+    ) -> Result<CurrentState, RoomError<R::Error>> {
+        let states: Vec<StateId> = self.states_after(extremities)?.into_iter().collect();
+        let resolved = resolve(self.reader, self.checked.version(), &states)?;
         Ok(match (resolved, current) {
             (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
             (resolved, _) => CurrentState::New(resolved),

@@ -9,6 +9,7 @@ mod accounts;
 mod aliases;
 mod backup;
 mod cache;
+mod catch_up;
 mod check;
 mod client_txns;
 mod column;

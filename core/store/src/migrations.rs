@@ -15,6 +15,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/08_receipts.sql")),
     M::up(include_str!("../migrations/09_reports.sql")),
     M::up(include_str!("../migrations/10_invites.sql")),
+    M::up(include_str!("../migrations/11_catch_up.sql")),
 ];
 
 /// All schema steps.

@@ -1,5 +1,6 @@
 //! The server-server API over libp2p: what other nodes may ask of this one, and what this one asks of them.
 
+pub mod catch_up;
 pub mod client;
 mod directory;
 mod events;
@@ -33,6 +34,7 @@ pub fn router(homeserver: Homeserver) -> Router {
     let router = keys::routes(router);
     let router = transactions::routes(router);
     let router = events::routes(router);
+    let router = catch_up::routes(router);
     let router = profile::routes(router);
     let router = user_keys::routes(router);
     let router = media::routes(router);

@@ -5,6 +5,7 @@ mod account_data;
 mod account_data_tests;
 pub mod accounts;
 mod archive;
+pub mod catch_up;
 mod context;
 pub mod ephemeral;
 mod incoming;
@@ -34,6 +35,7 @@ mod verify;
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
 pub use archive::Archive;
+pub use catch_up::{CatchUp, News};
 pub use context::Context;
 pub use ephemeral::Ephemeral;
 pub use incoming::{Answer, Incoming};
@@ -105,6 +107,8 @@ pub struct Services {
     pub rooms: Rooms,
     /// Events of other servers.
     pub incoming: Incoming,
+    /// What makes sure that members come to hold the same events.
+    pub catch_up: CatchUp,
     /// What clients are told.
     pub sync: Sync,
     /// Typing and receipts.
@@ -115,7 +119,8 @@ impl Homeserver {
     /// Makes the services over a context.
     pub fn new(context: Context) -> Self {
         let passing = Passing::new(&context.world);
-        let outbox = Outbox::new(context.clone());
+        let news = News::default();
+        let outbox = Outbox::new(context.clone(), news.clone());
         let server_keys = ServerKeys::new(context.clone());
         let accounts = Accounts::new(context.clone());
         let keys = Keys::new(context.clone(), outbox.clone());
@@ -137,8 +142,16 @@ impl Homeserver {
             server_keys.clone(),
             profiles.clone(),
             push.clone(),
+            news.clone(),
         );
-        let incoming = Incoming::new(context.clone(), outbox.clone(), server_keys.clone(), rooms.clone());
+        let incoming = Incoming::new(
+            context.clone(),
+            outbox.clone(),
+            server_keys.clone(),
+            rooms.clone(),
+            news.clone(),
+        );
+        let catch_up = CatchUp::new(context.clone(), incoming.clone(), news);
         timeline.set_history(Arc::new(incoming.clone()));
         let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
         let sync = Sync::new(
@@ -167,6 +180,7 @@ impl Homeserver {
                 reports,
                 archive,
                 incoming,
+                catch_up,
                 timeline,
                 rooms,
                 sync,
@@ -181,6 +195,7 @@ impl Homeserver {
         self.media.start().await?;
         self.presence.start();
         self.rooms.start();
+        self.catch_up.start();
         self.outbox.start().await
     }
 
@@ -190,6 +205,7 @@ impl Homeserver {
         self.keys.shutdown().await;
         self.presence.shutdown().await;
         self.rooms.shutdown().await;
+        self.catch_up.shutdown().await;
         self.outbox.shutdown().await;
     }
 }

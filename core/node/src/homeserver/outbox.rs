@@ -28,7 +28,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, federation::client, homeserver::Context, network::PeerEvent};
+use crate::{
+    Error,
+    federation::client,
+    homeserver::{Context, News},
+    network::PeerEvent,
+};
 
 /// What one transaction may hold. Server-server API, "Transactions": 50 PDUs and 100 EDUs.
 const LIMITS: BatchLimits = BatchLimits {
@@ -54,6 +59,7 @@ struct Inner {
 /// What the tasks hold. They do not hold [`Inner`], which owns them.
 struct Shared {
     ctx: Context,
+    news: News,
     destinations: Mutex<HashMap<OwnedServerName, Arc<Destination>>>,
     /// How many destinations there are.
     waiting: watch::Sender<usize>,
@@ -80,9 +86,10 @@ struct Transaction {
 
 impl Outbox {
     /// Makes the service; it sends nothing before [`Outbox::start`] or [`Outbox::wake`].
-    pub fn new(ctx: Context) -> Self {
+    pub fn new(ctx: Context, news: News) -> Self {
         let shared = Shared {
             ctx,
+            news,
             destinations: Mutex::default(),
             waiting: watch::Sender::new(0),
             closing: CancellationToken::new(),
@@ -248,8 +255,11 @@ impl Shared {
         send_transaction_message::v1::Request::new(id, self.ctx.server_name.clone(), now)
     }
 
-    async fn send(&self, server: &ServerName, transaction: &Transaction) -> Result<(), Error> {
+    async fn send(&self, server: &OwnedServerName, transaction: &Transaction) -> Result<(), Error> {
         let answer = client::request(&self.ctx, server, transaction.request.clone()).await?;
+        let held = answer.pdus.iter().filter(|(_, outcome)| outcome.is_ok());
+        self.news
+            .note_holder(held.map(|(event, _)| (event.clone(), false)), server);
         for (event, outcome) in answer.pdus {
             if let Err(reason) = outcome {
                 // Its own checks are its own business: sending again would change nothing.

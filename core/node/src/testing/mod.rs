@@ -2,6 +2,7 @@
 //! It never runs outside tests, and no test waits on time: every helper waits for an event.
 
 mod client;
+pub(crate) mod rooms;
 mod wires;
 
 pub(crate) use client::{Client, assert_refused, escape};

@@ -50,6 +50,8 @@ struct WiresInner {
     held: Vec<(String, Arc<Semaphore>)>,
     /// Answers that lie, by part of the request's path.
     lies: Vec<(String, Lie)>,
+    /// Requests that never arrive, by part of their path.
+    lost: Vec<String>,
 }
 
 /// Turns a true JSON answer into another one.
@@ -156,6 +158,16 @@ impl Wires {
         inner.lies.push((part.to_owned(), Arc::new(lie)));
     }
 
+    /// From now on requests whose path holds `part` never arrive.
+    pub(crate) fn lose(&self, part: &str) {
+        self.lock().lost.push(part.to_owned());
+    }
+
+    /// From now on all requests arrive again.
+    pub(crate) fn lose_nothing(&self) {
+        self.lock().lost.clear();
+    }
+
     /// From now on all answers are true.
     pub(crate) fn be_honest(&self) {
         self.lock().lies.clear();
@@ -222,6 +234,9 @@ impl Network for MemoryNetwork {
                 return Err(NetworkError::Unreachable(to.to_owned()));
             }
             let path = request.uri().path().to_owned();
+            if inner.lost.iter().any(|part| path.contains(part)) {
+                return Err(NetworkError::TimedOut(to.to_owned()));
+            }
             let method = request.method().clone();
             let held = inner.held.iter().find(|(part, _)| path.contains(part));
             let held = held.map(|(_, gate)| Arc::clone(gate));

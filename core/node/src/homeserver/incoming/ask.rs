@@ -46,6 +46,19 @@ impl Asked {
         asked
     }
 
+    /// The same, of one server only.
+    pub(super) fn only(&self, server: &ServerName) -> Self {
+        Self {
+            servers: vec![server.to_owned()],
+            ..self.clone()
+        }
+    }
+
+    /// The server that is asked first.
+    pub(super) fn first(&self) -> Option<&ServerName> {
+        self.servers.first().map(|server| &**server)
+    }
+
     /// Each of them alone, in the same order.
     pub(super) fn each(&self) -> impl Iterator<Item = Self> + '_ {
         self.servers.iter().map(|server| Self {

@@ -1,7 +1,7 @@
 //! Fills the gap before an event whose past is not held: first with the events themselves, else with the state before it.
 //! How far to go is the engine's decision; what comes is judged like everything else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use kith_engine::{
     CheckedPdu, EventStatus, Fetch, Gap, Missing, Outcome, RoomError, RoomReader, limits::MAX_SINGLE_FETCHES,
@@ -16,6 +16,7 @@ use ruma::{
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
+    unconnected::Unconnected,
 };
 use crate::{
     Error,
@@ -36,10 +37,6 @@ pub(super) enum Attempt {
     /// These must be held first; and the room's forward extremities, between which and the event they lie.
     Missing(Missing, Vec<OwnedEventId>),
 }
-
-/// Events before one that lacks its past, fetched but not yet connected with what is held.
-#[derive(Default)]
-struct Unconnected(BTreeMap<OwnedEventId, CheckedPdu>);
 
 impl Incoming {
     /// Keeps an event whose past may have to be fetched, from the server that sent it or from other members. An error
@@ -62,6 +59,10 @@ impl Incoming {
                 Fetch::AuthChain(id) => {
                     let chain = self.fetch_auth_chain(&asked, &id).await?;
                     self.keep_outliers(chain).await?
+                }
+                Fetch::Pull => {
+                    let pulled = self.pull_past(&asked, &event, missing.prev).await?;
+                    usize::from(pulled)
                 }
                 Fetch::State(id) => {
                     let state = self.fetch_state(&asked, &id).await?;
@@ -113,17 +114,7 @@ impl Incoming {
 
     /// Where the next step back starts: at the events whose own past is not at hand.
     async fn frontier(&self, before: &Unconnected, event: &EventId) -> Result<Vec<OwnedEventId>, Error> {
-        let mut named: BTreeMap<OwnedEventId, Vec<OwnedEventId>> = BTreeMap::new();
-        for (id, unconnected) in &before.0 {
-            let absent = unconnected
-                .pdu()
-                .prev_events()
-                .iter()
-                .filter(|prev| !before.0.contains_key(*prev));
-            for prev in absent {
-                named.entry(prev.clone()).or_default().push(id.clone());
-            }
-        }
+        let mut named = before.named();
         let lacking = self.not_held(named.keys().cloned().collect()).await?;
         let frontier: BTreeSet<OwnedEventId> = lacking.iter().filter_map(|prev| named.remove(prev)).flatten().collect();
         Ok(if frontier.is_empty() {
@@ -135,7 +126,7 @@ impl Incoming {
 
     /// Keeps those of the events whose past is held by now. Returns the events that others of them must be authorised by.
     async fn connect(&self, event: &CheckedPdu, before: &mut Unconnected) -> Result<Vec<OwnedEventId>, Error> {
-        let events = oldest_first(before.vouched_for_by(event));
+        let events = before.oldest_first_before(event);
         let (kept, lacking) = self
             .commit(move |txn, rooms| {
                 let (mut kept, mut lacking) = (Vec::new(), Vec::new());
@@ -149,7 +140,7 @@ impl Incoming {
             })
             .await?;
         for id in &kept {
-            before.0.remove(id);
+            before.remove(id);
         }
         Ok(lacking)
     }
@@ -207,7 +198,7 @@ impl Incoming {
     }
 
     /// Keeps an event by another server's word on the state before it.
-    async fn receive_told(&self, event: CheckedPdu, state: Vec<OwnedEventId>) -> Result<Verdict, Error> {
+    pub(super) async fn receive_told(&self, event: CheckedPdu, state: Vec<OwnedEventId>) -> Result<Verdict, Error> {
         self.commit(move |txn, rooms| {
             // What could not be had is left out, as the other server might have done.
             let mut held = Vec::with_capacity(state.len());
@@ -241,35 +232,6 @@ impl Incoming {
         let (value, wake) = write.await?;
         self.outbox.wake(wake);
         Ok(value)
-    }
-}
-
-impl Unconnected {
-    /// The events. Those that an event under a good key builds upon, directly or through others, it vouches for,
-    /// whatever became of their author's key since; others that came along with them, nobody does.
-    fn vouched_for_by(&self, event: &CheckedPdu) -> Vec<CheckedPdu> {
-        let mut vouched = BTreeSet::new();
-        let mut open: Vec<&OwnedEventId> = event.pdu().prev_events().iter().collect();
-        while let Some(id) = open.pop().filter(|_| !event.revoked_key()) {
-            if let Some(earlier) = self.0.get(id)
-                && vouched.insert(id)
-            {
-                open.extend(earlier.pdu().prev_events());
-            }
-        }
-        let events = self.0.iter().map(|(id, earlier)| match vouched.contains(id) {
-            true => earlier.clone().vouched_for(),
-            false => earlier.clone(),
-        });
-        events.collect()
-    }
-
-    /// Adds events; returns how many of them are new.
-    fn add(&mut self, events: Vec<CheckedPdu>) -> usize {
-        let before = self.0.len();
-        self.0
-            .extend(events.into_iter().map(|event| (event.event_id().to_owned(), event)));
-        self.0.len() - before
     }
 }
 

@@ -4,7 +4,10 @@
 mod ask;
 mod gap;
 mod history;
+mod pull;
+mod reconcile;
 mod transaction;
+mod unconnected;
 
 pub use transaction::Answer;
 
@@ -13,7 +16,7 @@ mod tests;
 
 use ruma::{OwnedRoomId, OwnedServerName};
 
-use super::{Context, Outbox, Rooms, ServerKeys, turns::Turns};
+use super::{Context, News, Outbox, Rooms, ServerKeys, turns::Turns};
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -22,6 +25,7 @@ pub struct Incoming {
     outbox: Outbox,
     server_keys: ServerKeys,
     rooms: Rooms,
+    news: News,
     /// A server's transactions are taken one after another: a repetition waits for what it repeats.
     transactions: Turns<OwnedServerName>,
     /// A room's gaps are filled one after another, since what fills one often fills the next.
@@ -30,12 +34,13 @@ pub struct Incoming {
 
 impl Incoming {
     /// Makes the service.
-    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, rooms: Rooms) -> Self {
+    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, rooms: Rooms, news: News) -> Self {
         Self {
             ctx,
             outbox,
             server_keys,
             rooms,
+            news,
             transactions: Turns::default(),
             filling: Turns::default(),
         }

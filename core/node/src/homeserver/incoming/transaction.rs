@@ -88,9 +88,14 @@ impl Incoming {
         let sorted = self.sort(transaction, pdus, &mut received).await?;
         let unchecked = self.drop_known(sorted, &mut received).await?;
         let mut genuine = Vec::with_capacity(unchecked.len());
+        let mut sent = Vec::with_capacity(unchecked.len());
         for (id, checked) in self.server_keys.verify(unchecked, &transaction.peer).await? {
             match checked {
-                Ok(event) => genuine.push(event),
+                Ok(event) => {
+                    let author = event.pdu().sender().server_name() == &*transaction.peer;
+                    sent.push((id, author));
+                    genuine.push(event);
+                }
                 Err(error) => {
                     tracing::info!(peer = %transaction.peer, event = %id, %error, "an event is not genuine");
                     received.answer.0.insert(id, Some(error.to_string()));
@@ -100,6 +105,7 @@ impl Incoming {
         let (answer, lacking) = self.keep_all(transaction, genuine, received.answer, last).await?;
         received.answer = answer;
         if lacking.is_empty() {
+            self.news.note_holder(sent, &transaction.peer);
             return Ok(received);
         }
         for event in lacking {
@@ -107,6 +113,7 @@ impl Incoming {
             let verdict = self.receive_with_past(event, &transaction.peer).await?;
             received.answer.note(id, verdict);
         }
+        self.news.note_holder(sent, &transaction.peer);
         if last {
             self.finish(transaction, &received.answer).await?;
         }

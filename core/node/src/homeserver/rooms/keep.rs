@@ -16,6 +16,7 @@ impl Rooms {
             self.move_member(txn, applied)?;
         }
         self.push.note_event(txn, applied, &saved)?;
+        self.news.note_kept(applied);
         Ok(saved)
     }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use ruma::OwnedRoomId;
 use tokio::sync::Notify;
 
-use super::{Context, Outbox, Profiles, Push, ServerKeys, tasks::Tasks, turns::Turns};
+use super::{Context, News, Outbox, Profiles, Push, ServerKeys, tasks::Tasks, turns::Turns};
 
 /// The rooms service. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +41,7 @@ pub struct Rooms {
     server_keys: ServerKeys,
     profiles: Profiles,
     push: Push,
+    news: News,
     /// Whoever enters a room takes turns with others that enter the same one.
     entering: Turns<OwnedRoomId>,
     /// Walks through spaces that clients may continue.
@@ -52,13 +53,21 @@ pub struct Rooms {
 
 impl Rooms {
     /// Makes the service.
-    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, profiles: Profiles, push: Push) -> Self {
+    pub fn new(
+        ctx: Context,
+        outbox: Outbox,
+        server_keys: ServerKeys,
+        profiles: Profiles,
+        push: Push,
+        news: News,
+    ) -> Self {
         Self {
             ctx,
             outbox,
             server_keys,
             profiles,
             push,
+            news,
             entering: Turns::default(),
             walks: Arc::default(),
             owing: Arc::default(),

@@ -1,6 +1,8 @@
 //! What other servers may read of rooms: events, their past, and states. Only servers with a member in the room are
 //! answered, and what a room's history visibility hides from them is told without its content. It asks nobody.
 
+mod compare;
+
 use std::collections::{BTreeSet, BinaryHeap};
 
 use kith_engine::{EventStatus, Pdu, RoomReader, StoredPdu, Viewer, limits::MAX_EVENTS_PER_PULL, rules, visible_to};
@@ -11,7 +13,7 @@ use ruma::{
 };
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Context, rooms::state::find_room};
+use super::{Context, rooms::state::find_room, turns::Turns};
 use crate::Error;
 
 /// Events named in one request at the most; further ones are passed over.
@@ -23,6 +25,8 @@ const NEAR_LOOKED_AT: usize = 20;
 #[derive(Clone)]
 pub struct Archive {
     ctx: Context,
+    /// A server's sets are reconciled one after another.
+    reconciling: Turns<OwnedServerName>,
 }
 
 /// One server's reading of one room that it is in.
@@ -35,7 +39,10 @@ struct Shelf<'t> {
 impl Archive {
     /// Makes the service.
     pub fn new(ctx: Context) -> Self {
-        Self { ctx }
+        Self {
+            ctx,
+            reconciling: Turns::default(),
+        }
     }
 
     /// One event. 404 `M_NOT_FOUND` if it is not held, or is not the server's business.

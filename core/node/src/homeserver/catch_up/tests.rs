@@ -1,0 +1,238 @@
+//! Members that lose what they send each other, and come to hold the same all the same.
+
+use std::collections::BTreeSet;
+
+use http::Method;
+use kith_engine::RoomReader;
+use ruma::{OwnedRoomId, RoomId};
+use serde_json::{Value, json};
+
+use crate::testing::{
+    Cluster, Node, escape,
+    rooms::{common_room, eventually, join, numbered, say, texts, until_alike, until_text},
+};
+
+/// Every transaction of PDUs and EDUs.
+const SENDS: &str = "/federation/v1/send/";
+const HEADS: &str = "/org.kith/heads";
+const PULL: &str = "/org.kith/pull/";
+const RECONCILE: &str = "/org.kith/reconcile/";
+
+/// Waits until a node has all these texts, in any order, each once.
+async fn until_texts(node: &Node, room: &OwnedRoomId, expected: &[String]) {
+    let (room, expected) = (room.clone(), BTreeSet::from_iter(expected.iter().cloned()));
+    let found = eventually(node, move |txn| {
+        let texts = texts(txn, &room)?;
+        let all = expected.iter().all(|text| texts.contains(text));
+        Ok(all.then_some((texts.len(), expected.len())))
+    });
+    let (found, expected) = found.await;
+    assert_eq!(found, expected);
+}
+
+/// Waits until nothing more would be asked by any node until something happens.
+async fn until_idle(nodes: &[Node]) {
+    for node in nodes {
+        node.hs
+            .outbox
+            .waiting()
+            .wait_for(|waiting| *waiting == 0)
+            .await
+            .unwrap();
+    }
+    loop {
+        if nodes.iter().all(|node| node.hs.catch_up.is_idle()) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until no event of a room waits in the database to be sent to others.
+async fn until_nothing_to_send(node: &Node, room: &OwnedRoomId, nodes: &[Node]) {
+    for other in nodes {
+        let (room, other) = (room.clone(), other.name.clone());
+        eventually(node, move |txn| Ok((!txn.has_outgoing(&other, &room)?).then_some(()))).await;
+    }
+}
+
+#[tokio::test]
+async fn without_a_single_send_all_members_agree() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    cluster.wires.lose(SENDS);
+    let mut said = Vec::new();
+    for round in 0..3 {
+        for (number, client) in clients.iter().enumerate() {
+            let text = format!("{number} in round {round}");
+            say(client, &room, &text).await;
+            said.push(text);
+        }
+    }
+    let topic = format!("/_matrix/client/v3/rooms/{}/state/m.room.topic/", escape(room.as_str()));
+    clients[0].put_ok(&topic, json!({"topic": "lost"})).await;
+    for node in &cluster.nodes {
+        until_texts(node, &room, &said).await;
+    }
+    until_alike(&[&cluster[0], &cluster[1], &cluster[2]], &room).await;
+    for client in &clients {
+        assert_eq!(client.get_ok(&topic).await["topic"], "lost");
+    }
+    // What others hold by now is not sent to them again.
+    for node in &cluster.nodes {
+        until_nothing_to_send(node, &room, &cluster.nodes).await;
+    }
+}
+
+#[tokio::test]
+async fn a_room_at_rest_costs_nothing() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    until_idle(&cluster.nodes).await;
+    let before = cluster.wires.requests(HEADS);
+    for (number, client) in clients.iter().enumerate() {
+        say(client, &room, &format!("hello from {number}")).await;
+    }
+    for node in &cluster.nodes {
+        until_texts(
+            node,
+            &room,
+            &["hello from 0", "hello from 1", "hello from 2"].map(str::to_owned),
+        )
+        .await;
+    }
+    until_idle(&cluster.nodes).await;
+    // Where transactions arrive, nobody needs to be told of anything; and idle, nothing is due, ever.
+    assert_eq!(cluster.wires.requests(HEADS), before);
+    assert_eq!(cluster.wires.requests(PULL), 0);
+}
+
+#[tokio::test]
+async fn a_large_difference_is_reconciled_and_nothing_needs_its_author() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    let [a, b, c] = [&cluster[0], &cluster[1], &cluster[2]];
+    c.go_down();
+    let mut said = numbered(0..620);
+    for text in &said {
+        say(&clients[0], &room, text).await;
+    }
+    until_text(b, &room, "n619").await;
+    say(&clients[2], &room, "meanwhile, alone").await;
+    said.push("meanwhile, alone".to_owned());
+    a.go_down();
+    cluster.wires.lose(SENDS);
+    c.come_up();
+    until_texts(c, &room, &said).await;
+    until_texts(b, &room, &said).await;
+    assert!(cluster.wires.requests(RECONCILE) >= 2);
+    assert_eq!(cluster.wires.requests("/state_ids/"), 0);
+    // The author hears of what it missed when it comes back.
+    a.come_up();
+    until_texts(a, &room, &said).await;
+    until_alike(&[a, b, c], &room).await;
+}
+
+#[tokio::test]
+async fn a_pull_that_is_cut_off_goes_on_after_a_restart() {
+    let mut cluster = Cluster::start(2).await;
+    let (room, clients) = common_room(&cluster).await;
+    cluster.wires.lose(SENDS);
+    cluster[1].go_down();
+    let said = numbered(0..40);
+    for text in &said {
+        say(&clients[0], &room, text).await;
+    }
+    let held = cluster.wires.hold_answers(PULL);
+    cluster[1].come_up();
+    cluster.wires.until_requests(PULL, 1).await;
+    cluster.nodes[1].restart().await;
+    drop(held);
+    until_texts(&cluster[1], &room, &said).await;
+    until_alike(&[&cluster[0], &cluster[1]], &room).await;
+}
+
+#[tokio::test]
+async fn a_liar_among_the_members_does_not_keep_the_truth_away() {
+    type Lie = fn(&mut Value);
+    let lies: [Lie; 4] = [
+        |answer| *answer = json!({}),
+        |answer| answer["pdus"] = json!([]),
+        |answer| answer["pdus"] = json!([{}, [], 7, {"type": "m.room.message"}]),
+        |answer| {
+            for pdu in answer["pdus"].as_array_mut().unwrap() {
+                pdu["origin_server_ts"] = json!(1);
+            }
+        },
+    ];
+    let cluster = Cluster::start(2).await;
+    let (room, clients) = common_room(&cluster).await;
+    cluster.wires.lose(SENDS);
+    for (number, lie) in lies.into_iter().enumerate() {
+        let before = cluster.wires.requests(PULL);
+        cluster.wires.lie(PULL, lie);
+        let text = format!("true {number}");
+        say(&clients[0], &room, &text).await;
+        cluster.wires.until_requests(PULL, before + 1).await;
+        cluster.wires.be_honest();
+        until_text(&cluster[1], &room, &text).await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_in_a_room_learns_nothing_of_where_it_stands() {
+    let cluster = Cluster::start(3).await;
+    let alice = cluster[0].register("alice").await;
+    let body = json!({"preset": "public_chat"});
+    let answer = alice.post_ok("/_matrix/client/v3/createRoom", body).await;
+    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
+    let bob = cluster[1].register("bob").await;
+    join(&bob, &room, &cluster[0]).await;
+    let head = head_of(&cluster[0], &room).await;
+    let heads = json!({"rooms": {room.as_str(): {"events": [], "digest": "", "depth": 0}}});
+    let escaped = escape(room.as_str());
+    let key = "A".repeat(43);
+    let asked = [
+        (format!("pull/{escaped}"), json!({"event_ids": [head]})),
+        (
+            format!("reconcile/{escaped}"),
+            json!({"key": key, "depth": 0, "masks": ""}),
+        ),
+    ];
+    let path = |what: &str| format!("/_matrix/federation/unstable/org.kith/{what}");
+    let ask = async |from: &Node, what: &str, body: &Value| {
+        let (status, answer) = from.ask(&cluster[0], Method::POST, &path(what), body.clone()).await;
+        (status.as_u16(), answer)
+    };
+    let member = ask(&cluster[1], "heads", &heads).await;
+    assert_eq!(member.1["rooms"][room.as_str()]["events"], json!([head]));
+    let denied = async |from: &Node| {
+        assert_eq!(ask(from, "heads", &heads).await, (200, json!({"rooms": {}})));
+        for (what, body) in &asked {
+            let (status, answer) = ask(from, what, body).await;
+            assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")), "{what}");
+        }
+    };
+    for (what, body) in &asked {
+        let (status, answer) = ask(&cluster[1], what, body).await;
+        assert_eq!(status, 200, "{what}: {answer}");
+    }
+    denied(&cluster[2]).await;
+    // Whom the access list keeps out is as good as not in it.
+    let acl = json!({"allow": ["*"], "deny": [cluster[1].name]});
+    let path = format!("/_matrix/client/v3/rooms/{escaped}/state/m.room.server_acl/");
+    alice.put_ok(&path, acl).await;
+    denied(&cluster[1]).await;
+    // Too much at once is refused before anything is read.
+    let many: serde_json::Map<String, Value> = (0..101)
+        .map(|number| (format!("!{number}:x"), json!({"events": [], "digest": "", "depth": 0})))
+        .collect();
+    let refused = ask(&cluster[1], "heads", &json!({"rooms": many})).await;
+    assert_eq!((refused.0, &refused.1["errcode"]), (400, &json!("M_INVALID_PARAM")));
+}
+
+async fn head_of(node: &Node, room: &RoomId) -> String {
+    let room = room.to_owned();
+    let read = node.hs.context.store.read(move |txn| txn.forward_extremities(&room));
+    read.await.unwrap()[0].to_string()
+}
