@@ -46,15 +46,20 @@ pub(crate) enum Command {
     /// The 24 words that restore the identity.
     #[command(subcommand)]
     Phrase(PhraseCommand),
-    /// Copy the database to a new file, while the node runs or not.
+    /// Copy the database to a new file and the media to FILE.media, while the node runs or not.
+    ///
+    /// Keys are not copied: the 24 words of `kith phrase show` restore them. To restore a backup, run `kith phrase restore
+    /// --data DIR` for a new folder DIR, and copy FILE to DIR/kith.db and FILE.media to DIR/media.
     Backup {
         /// The file to make.
         file: PathBuf,
         #[command(flatten)]
         data: Data,
     },
-    /// Verify the database.
+    /// Verify the node's database, or a backup of one.
     Check {
+        /// The database of a backup [default: the node's].
+        file: Option<PathBuf>,
         #[command(flatten)]
         data: Data,
     },

@@ -101,7 +101,15 @@ async fn carry_out(command: Command) -> Result<(), CommandError> {
             made?;
             say(&format!("{}", file.display()))
         }
-        Command::Check { data } => check(data.folder()?).await,
+        Command::Check { file: Some(file), .. } => check(file).await,
+        Command::Check { file: None, data } => {
+            let folder = data.folder()?;
+            let database = DataFolder::database(&folder);
+            if !database.exists() {
+                return Err(CommandError::NoNode(folder));
+            }
+            check(database).await
+        }
     }
 }
 
@@ -124,11 +132,7 @@ fn restore_phrase(data: &Data) -> Result<(), CommandError> {
     say(&name.to_string())
 }
 
-async fn check(folder: PathBuf) -> Result<(), CommandError> {
-    let database = DataFolder::database(&folder);
-    if !database.exists() {
-        return Err(CommandError::NoNode(folder));
-    }
+async fn check(database: PathBuf) -> Result<(), CommandError> {
     let file = database.clone();
     let checked = tokio::task::spawn_blocking(move || kith_node::store::check(&file)).await;
     let checked = checked.map_err(|_| CommandError::Interrupted)??;

@@ -132,8 +132,8 @@ impl Node {
         Ok(user.to_string())
     }
 
-    /// Adds other nodes by a ticket (`kith:…`) or a Matrix URI or link, and returns their server names. They are dialled
-    /// in the background.
+    /// Adds other nodes by a ticket (`kith:…`) or a `matrix:` URI, and returns their server names. They are dialled in the
+    /// background.
     pub fn add_peer(&self, introduction: String) -> Result<Vec<String>, KithError> {
         let introduction: Introduction = introduction
             .parse()

@@ -1,6 +1,7 @@
 //! End to end over real processes, real QUIC and real SQLite, by plain requests.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod backup;
 mod conversation;
 mod crash;
 mod full_disk;

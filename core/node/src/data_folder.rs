@@ -67,6 +67,11 @@ impl DataFolder {
         path.join("kith.db")
     }
 
+    /// The folder of the media files in a data folder.
+    pub fn media(path: &Path) -> PathBuf {
+        path.join("media")
+    }
+
     /// The socket on which a running node answers commands.
     pub fn socket(path: &Path) -> PathBuf {
         path.join("kith.sock")

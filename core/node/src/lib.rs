@@ -1,5 +1,6 @@
 //! The embedded Matrix homeserver: joins engine, store and network into a running node. No Matrix rule stands here.
 
+mod backup;
 pub mod clock;
 pub mod config;
 pub mod contacts;
@@ -19,6 +20,7 @@ pub mod homeserver;
 #[allow(dead_code)] // Each test uses some of it.
 pub(crate) mod testing;
 
+pub use backup::media_of_backup;
 pub use error::Error;
 pub use homeserver::Homeserver;
 pub use kith_identity as identity;

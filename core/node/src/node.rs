@@ -11,7 +11,7 @@ use std::{
 use axum::Router;
 use kith_identity::{IdentityKey, IdentityPublicKey, KeyDocument, RecoveryPhrase};
 use kith_net::{Multiaddr, Net, NetConfig, Timing};
-use kith_store::{BackupError, OpenError, Store, StoreConfig, StoreError};
+use kith_store::{OpenError, Store, StoreConfig, StoreError};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -188,11 +188,6 @@ impl Node {
         inner.network.detach().await;
         inner.homeserver.context.store.close().await;
         drop(inner.folder.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    /// Copies the database as it is now to a new file, which is whole or not there at all. Keys and media are not in it.
-    pub async fn backup(&self, to: &Path) -> Result<(), BackupError> {
-        self.inner.homeserver.context.store.backup(to).await
     }
 
     /// The services, for what has no method here.

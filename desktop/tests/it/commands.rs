@@ -28,6 +28,8 @@ fn all_commands(data: &std::path::Path, friend: &str) -> Vec<String> {
     assert_eq!(said[2], said[3], "adding twice is adding once");
     assert_eq!(said[4].split(' ').count(), 24);
     // A copy is a database like any other, and holds what the node holds.
+    let sound = kith(data, &["check", copy.to_str().unwrap()], "").ok();
+    assert!(sound.contains("is sound"), "{sound}");
     let restored = tempfile::tempdir().unwrap();
     std::fs::rename(&copy, restored.path().join("kith.db")).unwrap();
     let sound = kith(restored.path(), &["check"], "").ok();

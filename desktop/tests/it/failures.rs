@@ -58,7 +58,7 @@ fn bad_input_is_named_and_changes_nothing() {
     let existing = data.path().join("kith.db");
     let existing = existing.to_str().unwrap();
     let before = snapshot(data.path());
-    let cases: [(&[&str], &str, i32, &str); 22] = [
+    let cases: [(&[&str], &str, i32, &str); 25] = [
         (
             &["user", "add", "alice", "--password-stdin"],
             "correct horse",
@@ -103,6 +103,14 @@ fn bad_input_is_named_and_changes_nothing() {
         (&["phrase", "restore"], &other, 1, "already belongs to"),
         (&["backup", existing], "", 1, "exists"),
         (&["backup", "/dev/null/copy"], "", 1, "cannot write"),
+        (
+            &["check", "/nowhere/copy.db"],
+            "",
+            1,
+            "there is no database at /nowhere/copy.db",
+        ),
+        (&["check", "/dev/null"], "", 1, "there is no database at /dev/null"),
+        (&["status", "--nonsense"], "", 2, "--nonsense"),
         (&["nonsense"], "", 2, "nonsense"),
         (&["run", "--http", "nonsense"], "", 2, "--http"),
         (&["run", "--listen", "nonsense"], "", 2, "--listen"),

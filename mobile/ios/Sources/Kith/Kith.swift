@@ -557,8 +557,8 @@ fileprivate struct FfiConverterString: FfiConverter {
 public protocol NodeProtocol: AnyObject, Sendable {
     
     /**
-     * Adds other nodes by a ticket (`kith:…`) or a Matrix URI or link, and returns their server names. They are dialled
-     * in the background.
+     * Adds other nodes by a ticket (`kith:…`) or a `matrix:` URI, and returns their server names. They are dialled in the
+     * background.
      */
     func addPeer(introduction: String) throws  -> [String]
     
@@ -647,8 +647,8 @@ public convenience init(config: NodeConfig)throws  {
 
     
     /**
-     * Adds other nodes by a ticket (`kith:…`) or a Matrix URI or link, and returns their server names. They are dialled
-     * in the background.
+     * Adds other nodes by a ticket (`kith:…`) or a `matrix:` URI, and returns their server names. They are dialled in the
+     * background.
      */
 open func addPeer(introduction: String)throws  -> [String]  {
     return try  FfiConverterSequenceString.lift(try rustCallWithError(FfiConverterTypeKithError_lift) {

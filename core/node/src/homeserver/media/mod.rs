@@ -26,7 +26,7 @@ use ruma::{
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use super::{Context, Session};
-use crate::Error;
+use crate::{Error, data_folder::DataFolder};
 
 /// Names that a user may hold without having uploaded to them.
 const UNUSED_NAMES: u64 = 50;
@@ -81,7 +81,7 @@ impl Media {
     /// Makes the service.
     pub fn new(ctx: Context) -> Self {
         let inner = Inner {
-            files: files::Files::new(ctx.config.data.join("media"), ctx.world.clone()),
+            files: files::Files::new(DataFolder::media(&ctx.config.data), ctx.world.clone()),
             naming: Mutex::default(),
             uploads: Semaphore::new(UPLOADS),
             uploaded: Notify::new(),
