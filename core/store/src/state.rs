@@ -10,7 +10,7 @@ use rusqlite::OptionalExtension;
 use crate::{
     ReadTxn, StoreError, WriteTxn,
     cache::PackedState,
-    intern::missing,
+    intern::{missing, parse},
     packed::{find_pair, pack_pairs, unpack_pairs},
 };
 
@@ -66,11 +66,14 @@ impl ReadTxn<'_> {
         let Some(key) = self.key_no(key)? else {
             return Ok(None);
         };
-        let event = match self.current_entry(state.0, key)? {
-            Some(event) => event,
-            None => self.packed_entry(state.0, key)?,
-        };
-        match event {
+        let sql = "SELECT event_id FROM rooms LEFT JOIN current_state
+                   ON current_state.room = rooms.room AND current_state.key = ?2
+                   LEFT JOIN events USING (event) WHERE rooms.state = ?1";
+        // The usual case by far: some room's current state, which is spread out for lookups.
+        if let Some(current) = self.lookup::<Option<String>>(sql, (state.0, key))? {
+            return current.map(|id| parse("event id", &id)).transpose();
+        }
+        match self.packed_entry(state.0, key)? {
             0 => Ok(None),
             event => self.event_name(event).map(Some),
         }

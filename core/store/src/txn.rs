@@ -4,7 +4,7 @@ use std::{marker::PhantomData, ops::Deref};
 
 use rusqlite::Connection;
 
-use crate::{StoreError, cache::Caches};
+use crate::{StoreError, cache::Caches, intern::Numbers};
 
 /// A position in the one stream of everything that happens in this store. Every row that a `/sync` may have to hand
 /// out carries the position at which it was written, so that a sync token is a single number.
@@ -15,11 +15,21 @@ pub struct Seq(pub i64);
 pub struct ReadTxn<'a> {
     conn: &'a Connection,
     caches: &'a Caches,
+    numbers: Numbers,
 }
 
 impl<'a> ReadTxn<'a> {
     pub(crate) fn new(conn: &'a Connection, caches: &'a Caches) -> Self {
-        Self { conn, caches }
+        Self {
+            conn,
+            caches,
+            numbers: Numbers::default(),
+        }
+    }
+
+    /// The numbers of names that this transaction has looked up.
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
     /// What all transactions remember.

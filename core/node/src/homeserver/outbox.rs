@@ -82,6 +82,8 @@ struct Transaction {
     request: send_transaction_message::v1::Request,
     /// The last database row in it; none for passing news.
     last: Option<i64>,
+    /// Whether it holds as many events as it may: more are probably waiting.
+    full: bool,
 }
 
 impl Outbox {
@@ -214,14 +216,8 @@ impl Shared {
         after: i64,
     ) -> Result<Option<Transaction>, Error> {
         destination.woken.store(false, Ordering::Release);
-        let name = server.clone();
-        let batch = self
-            .ctx
-            .store
-            .read(move |txn| txn.outbox_batch(&name, after, LIMITS))
-            .await?;
-        if let Some(batch) = batch {
-            return Ok(Some(self.transaction(batch)));
+        if let Some(transaction) = self.next_waiting(server, after).await? {
+            return Ok(Some(transaction));
         }
         let passing = std::mem::take(&mut *lock(&destination.passing));
         if passing.is_empty() {
@@ -229,7 +225,25 @@ impl Shared {
         }
         let mut request = self.request(self.ctx.world.random_token().into());
         request.edus = passing.into_values().map(Raw::<Edu>::from_json).collect();
-        Ok(Some(Transaction { request, last: None }))
+        Ok(Some(Transaction {
+            request,
+            last: None,
+            full: false,
+        }))
+    }
+
+    /// What the database holds for a server after a row.
+    async fn next_waiting(&self, server: &OwnedServerName, after: i64) -> Result<Option<Transaction>, Error> {
+        let name = server.clone();
+        let batch = self.ctx.store.read(move |txn| txn.outbox_batch(&name, after, LIMITS));
+        Ok(batch.await?.map(|batch| self.transaction(batch)))
+    }
+
+    /// The transaction after a full one, read while that one is under way.
+    async fn read_ahead(&self, server: &OwnedServerName, of: &Transaction) -> Option<Transaction> {
+        let last = of.last.filter(|_| of.full)?;
+        // A failure shows when the transaction is wanted.
+        self.next_waiting(server, last).await.ok().flatten()
     }
 
     /// Names a batch by its rows and its content: after a restart, or over a restored backup, the same id never stands
@@ -242,11 +256,13 @@ impl Shared {
         let content = &data_encoding::BASE32_NOPAD.encode(&hash.finalize().as_bytes()[..10]);
         let id = format!("{}-{}-{}", batch.first, batch.last, content.to_ascii_lowercase());
         let mut request = self.request(id.into());
+        let full = batch.pdus.len() >= LIMITS.pdus;
         request.pdus = batch.pdus;
         request.edus = batch.edus.into_iter().map(Raw::<Edu>::from_json).collect();
         Transaction {
             request,
             last: Some(batch.last),
+            full,
         }
     }
 
@@ -296,7 +312,11 @@ async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<De
     let mut sent = i64::MIN;
     let mut forgetting: Option<JoinHandle<()>> = None;
     let mut pending = None;
+    let mut ahead = None;
     loop {
+        if pending.is_none() {
+            pending = ahead.take();
+        }
         if pending.is_none() {
             pending = match shared.next_transaction(&server, &destination, sent).await {
                 Ok(Some(transaction)) => Some(transaction),
@@ -318,7 +338,15 @@ async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<De
             };
         }
         let Some(transaction) = &pending else { continue };
-        match shared.send(&server, transaction).await {
+        let sending = shared.send(&server, transaction);
+        let outcome = if ahead.is_none() && transaction.full {
+            let (outcome, next) = tokio::join!(sending, shared.read_ahead(&server, transaction));
+            ahead = next;
+            outcome
+        } else {
+            sending.await
+        };
+        match outcome {
             Ok(()) => {
                 failures = 0;
                 if let Some(last) = transaction.last {

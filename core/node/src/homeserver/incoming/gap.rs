@@ -129,10 +129,18 @@ impl Incoming {
         let events = before.oldest_first_before(event);
         let (kept, lacking) = self
             .commit(move |txn, rooms| {
-                let (mut kept, mut lacking) = (Vec::new(), Vec::new());
+                let (mut kept, mut lacking) = (BTreeSet::new(), Vec::new());
+                let all: BTreeSet<&EventId> = events.iter().map(CheckedPdu::event_id).collect();
                 for event in &events {
+                    // One that follows another which does not connect does not either: of a long gap, most do not.
+                    let mut before = event.pdu().prev_events().iter();
+                    if before.any(|prev| all.contains(&**prev) && !kept.contains(prev)) {
+                        continue;
+                    }
                     match keep_live(txn, rooms, event)? {
-                        Attempt::Done(_) => kept.push(event.event_id().to_owned()),
+                        Attempt::Done(_) => {
+                            kept.insert(event.event_id().to_owned());
+                        }
                         Attempt::Missing(missing, _) => lacking.extend(missing.auth),
                     }
                 }

@@ -75,6 +75,31 @@ async fn an_answer_that_is_lost_does_no_harm() {
 }
 
 #[tokio::test]
+async fn what_was_read_ahead_waits_for_the_transaction_before_it() {
+    let cluster = Cluster::start(2).await;
+    let (room, clients) = common_room(&cluster).await;
+    until_delivered(&cluster[0]).await;
+    cluster[1].go_down();
+    for text in numbered(0..170) {
+        say(&clients[0], &room, &text).await;
+    }
+    // The first transaction's answer is lost when the second has long been read.
+    let sent = cluster.wires.requests("/send/");
+    let mut committed = cluster[1].hs.context.store.committed();
+    committed.borrow_and_update();
+    let held = cluster.wires.hold_answers("/send/");
+    cluster[1].come_up();
+    committed.changed().await.unwrap();
+    cluster.wires.cut(&cluster[0].name, &cluster[1].name);
+    drop(held);
+    cluster.wires.mend(&cluster[0].name, &cluster[1].name);
+    assert_eq!(until_text(&cluster[1], &room, "n169").await, numbered(0..170));
+    until_delivered(&cluster[0]).await;
+    // Four of them hold 170 events, and the first went twice at the least.
+    assert!(cluster.wires.requests("/send/") >= sent + 5);
+}
+
+#[tokio::test]
 async fn a_gap_is_filled_by_whoever_knows() {
     let cluster = Cluster::start(3).await;
     let (room, clients) = common_room(&cluster).await;
