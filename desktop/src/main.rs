@@ -3,6 +3,7 @@
 mod arguments;
 mod control;
 mod error;
+mod memory;
 mod operations;
 mod page;
 mod prompt;
@@ -34,6 +35,7 @@ use crate::{
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    memory::economise();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return explain_usage(&error),
