@@ -208,7 +208,7 @@ mod tests {
         let cases = [
             (10, MAX_EDUS_WAITING, MAX_EDUS_WAITING, 0),
             (10, 2 * MAX_EDUS_WAITING, MAX_EDUS_WAITING, LIMIT_EVERY),
-            (64 * 1024, 1_000, MAX_EDU_BYTES_WAITING / (64 * 1024 + 2), LIMIT_EVERY),
+            (60_000, 1_000, MAX_EDU_BYTES_WAITING / 60_002, LIMIT_EVERY),
         ];
         for (length, sent, expected, slack) in cases {
             let waiting = store

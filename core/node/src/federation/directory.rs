@@ -1,21 +1,17 @@
 //! Aliases and public rooms of this node, as other servers ask for them.
 
 use axum::Router;
-use ruma::{
-    UInt,
-    api::federation::{
-        directory::{get_public_rooms, get_public_rooms_filtered},
-        query::get_room_information,
-        space::get_hierarchy,
-    },
-    directory::{Filter, RoomNetwork},
+use ruma::api::federation::{
+    directory::{get_public_rooms, get_public_rooms_filtered},
+    query::get_room_information,
+    space::get_hierarchy,
 };
 
 use super::Peer;
 use crate::{
     Error, Homeserver,
     client_api::{Args, endpoint},
-    homeserver::{PublicRooms, PublicRoomsQuery},
+    homeserver::PublicRoomsQuery,
 };
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
@@ -48,14 +44,13 @@ async fn get_public_rooms(
     args: Args<get_public_rooms::v1::Request>,
 ) -> Result<get_public_rooms::v1::Response, Error> {
     let request = args.request;
-    let rooms = own(
-        &hs,
-        request.limit,
-        request.since,
-        Filter::default(),
-        request.room_network,
-    )
-    .await?;
+    let query = PublicRoomsQuery {
+        limit: request.limit,
+        since: request.since,
+        network: request.room_network,
+        ..PublicRoomsQuery::default()
+    };
+    let rooms = hs.rooms.public_rooms(query).await?;
     let mut response = get_public_rooms::v1::Response::new();
     response.chunk = rooms.chunk;
     response.next_batch = rooms.next_batch;
@@ -69,27 +64,17 @@ async fn get_public_rooms_filtered(
     args: Args<get_public_rooms_filtered::v1::Request>,
 ) -> Result<get_public_rooms_filtered::v1::Response, Error> {
     let request = args.request;
-    let rooms = own(&hs, request.limit, request.since, request.filter, request.room_network).await?;
+    let query = PublicRoomsQuery {
+        limit: request.limit,
+        since: request.since,
+        filter: request.filter,
+        network: request.room_network,
+    };
+    let rooms = hs.rooms.public_rooms(query).await?;
     let mut response = get_public_rooms_filtered::v1::Response::new();
     response.chunk = rooms.chunk;
     response.next_batch = rooms.next_batch;
     response.prev_batch = rooms.prev_batch;
     response.total_room_count_estimate = rooms.total;
     Ok(response)
-}
-
-async fn own(
-    hs: &Homeserver,
-    limit: Option<UInt>,
-    since: Option<String>,
-    filter: Filter,
-    network: RoomNetwork,
-) -> Result<PublicRooms, Error> {
-    let query = PublicRoomsQuery {
-        limit,
-        since,
-        filter,
-        network,
-    };
-    hs.rooms.public_rooms(query).await
 }

@@ -112,18 +112,8 @@ impl WriteTxn<'_> {
         id: &OneTimeKeyId,
         key: &str,
     ) -> Result<(), StoreError> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_id, key) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute([
-                user.as_str(),
-                device.as_str(),
-                id.algorithm().as_str(),
-                id.as_str(),
-                key,
-            ])?;
-        Ok(())
+        let sql = "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_id, key) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.keep_key(sql, user, device, id, key)
     }
 
     /// Takes the device's oldest one-time key of an algorithm. No later call gets the same one.
@@ -133,21 +123,11 @@ impl WriteTxn<'_> {
         device: &DeviceId,
         algorithm: &OneTimeKeyAlgorithm,
     ) -> Result<Option<(OwnedOneTimeKeyId, String)>, StoreError> {
-        let claimed = self
-            .conn()
-            .prepare_cached(
-                "UPDATE one_time_keys SET claimed = 1 WHERE position =
-                 (SELECT position FROM one_time_keys
-                  WHERE user_id = ?1 AND device_id = ?2 AND claimed = 0 AND algorithm = ?3 ORDER BY position LIMIT 1)
-                 RETURNING key_id, key",
-            )?
-            .query_row([user.as_str(), device.as_str(), algorithm.as_str()], id_and_key)
-            .optional()?;
-        if claimed.is_some() {
-            // The device is told how many are left, also while it waits for other news.
-            self.next_seq()?;
-        }
-        Ok(claimed)
+        let sql = "UPDATE one_time_keys SET claimed = 1 WHERE position =
+                   (SELECT position FROM one_time_keys
+                    WHERE user_id = ?1 AND device_id = ?2 AND claimed = 0 AND algorithm = ?3 ORDER BY position LIMIT 1)
+                   RETURNING key_id, key";
+        self.hand_out(sql, user, device, algorithm)
     }
 
     /// Forgets the claimed keys of a device but the newest ones.
@@ -170,19 +150,9 @@ impl WriteTxn<'_> {
         id: &OneTimeKeyId,
         key: &str,
     ) -> Result<(), StoreError> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO fallback_keys (user_id, device_id, algorithm, key_id, key)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute([
-                user.as_str(),
-                device.as_str(),
-                id.algorithm().as_str(),
-                id.as_str(),
-                key,
-            ])?;
-        Ok(())
+        let sql = "INSERT OR REPLACE INTO fallback_keys (user_id, device_id, algorithm, key_id, key)
+                   VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.keep_key(sql, user, device, id, key)
     }
 
     /// Hands out the device's fallback key of an algorithm and marks it as used. It stays; the device is told.
@@ -192,18 +162,47 @@ impl WriteTxn<'_> {
         device: &DeviceId,
         algorithm: &OneTimeKeyAlgorithm,
     ) -> Result<Option<(OwnedOneTimeKeyId, String)>, StoreError> {
-        let found = self
+        let sql = "UPDATE fallback_keys SET used = 1 WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3
+                   RETURNING key_id, key";
+        self.hand_out(sql, user, device, algorithm)
+    }
+
+    fn keep_key(
+        &self,
+        sql: &str,
+        user: &UserId,
+        device: &DeviceId,
+        id: &OneTimeKeyId,
+        key: &str,
+    ) -> Result<(), StoreError> {
+        let algorithm = id.algorithm();
+        self.conn().prepare_cached(sql)?.execute([
+            user.as_str(),
+            device.as_str(),
+            algorithm.as_str(),
+            id.as_str(),
+            key,
+        ])?;
+        Ok(())
+    }
+
+    fn hand_out(
+        &self,
+        sql: &str,
+        user: &UserId,
+        device: &DeviceId,
+        algorithm: &OneTimeKeyAlgorithm,
+    ) -> Result<Option<(OwnedOneTimeKeyId, String)>, StoreError> {
+        let key = self
             .conn()
-            .prepare_cached(
-                "UPDATE fallback_keys SET used = 1 WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3
-                 RETURNING key_id, key",
-            )?
+            .prepare_cached(sql)?
             .query_row([user.as_str(), device.as_str(), algorithm.as_str()], id_and_key)
             .optional()?;
-        if found.is_some() {
+        if key.is_some() {
+            // The device is told what it has left, also while it waits for other news.
             self.next_seq()?;
         }
-        Ok(found)
+        Ok(key)
     }
 
     /// Removes all one-time and fallback keys of a device: its identity changed, and they were signed by the old one.

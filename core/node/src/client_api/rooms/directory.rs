@@ -1,16 +1,14 @@
 //! The public room directory, this node's and other nodes'.
 
 use axum::Router;
-use ruma::{
-    OwnedServerName, UInt,
-    api::client::directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
-    directory::{Filter, RoomNetwork},
+use ruma::api::client::directory::{
+    get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
 };
 
 use crate::{
     Error, Homeserver,
     client_api::{Args, endpoint},
-    homeserver::{PublicRooms, PublicRoomsQuery},
+    homeserver::PublicRoomsQuery,
 };
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
@@ -25,15 +23,12 @@ async fn get_public_rooms(
     args: Args<get_public_rooms::v3::Request>,
 ) -> Result<get_public_rooms::v3::Response, Error> {
     let request = args.request;
-    let rooms = query(
-        &hs,
-        request.server,
-        request.limit,
-        request.since,
-        Filter::default(),
-        RoomNetwork::Matrix,
-    )
-    .await?;
+    let query = PublicRoomsQuery {
+        limit: request.limit,
+        since: request.since,
+        ..PublicRoomsQuery::default()
+    };
+    let rooms = hs.rooms.public_rooms_at(request.server.as_deref(), query).await?;
     let mut response = get_public_rooms::v3::Response::new(rooms.chunk);
     response.next_batch = rooms.next_batch;
     response.prev_batch = rooms.prev_batch;
@@ -46,41 +41,19 @@ async fn get_public_rooms_filtered(
     args: Args<get_public_rooms_filtered::v3::Request>,
 ) -> Result<get_public_rooms_filtered::v3::Response, Error> {
     let request = args.request;
-    let rooms = query(
-        &hs,
-        request.server,
-        request.limit,
-        request.since,
-        request.filter,
-        request.room_network,
-    )
-    .await?;
+    let query = PublicRoomsQuery {
+        limit: request.limit,
+        since: request.since,
+        filter: request.filter,
+        network: request.room_network,
+    };
+    let rooms = hs.rooms.public_rooms_at(request.server.as_deref(), query).await?;
     let mut response = get_public_rooms_filtered::v3::Response::new();
     response.chunk = rooms.chunk;
     response.next_batch = rooms.next_batch;
     response.prev_batch = rooms.prev_batch;
     response.total_room_count_estimate = rooms.total;
     Ok(response)
-}
-
-async fn query(
-    hs: &Homeserver,
-    server: Option<OwnedServerName>,
-    limit: Option<UInt>,
-    since: Option<String>,
-    filter: Filter,
-    network: RoomNetwork,
-) -> Result<PublicRooms, Error> {
-    let query = PublicRoomsQuery {
-        limit,
-        since,
-        filter,
-        network,
-    };
-    match server {
-        Some(server) if !hs.context.is_self(&server) => hs.rooms.public_rooms_of(&server, query).await,
-        _ => hs.rooms.public_rooms(query).await,
-    }
 }
 
 async fn get_room_visibility(

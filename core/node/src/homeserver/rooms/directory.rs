@@ -64,8 +64,20 @@ impl Rooms {
             .await
     }
 
+    /// The public rooms of a node, this one if none is named.
+    pub async fn public_rooms_at(
+        &self,
+        server: Option<&ServerName>,
+        query: PublicRoomsQuery,
+    ) -> Result<PublicRooms, Error> {
+        match server.filter(|server| !self.ctx.is_self(server)) {
+            Some(server) => self.public_rooms_of(server, query).await,
+            None => self.public_rooms(query).await,
+        }
+    }
+
     /// Another node's public rooms, as it tells them.
-    pub async fn public_rooms_of(&self, server: &ServerName, query: PublicRoomsQuery) -> Result<PublicRooms, Error> {
+    async fn public_rooms_of(&self, server: &ServerName, query: PublicRoomsQuery) -> Result<PublicRooms, Error> {
         let mut request = get_public_rooms_filtered::v1::Request::new();
         request.limit = query.limit;
         request.since = query.since;

@@ -37,19 +37,33 @@ const JOIN_LIMITS: Limits = Limits {
     bulk: true,
 };
 
+/// How a room is entered.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// By joining.
+    Join,
+    /// By asking to be let in.
+    Knock,
+}
+
 impl Rooms {
-    /// Joins a room through the first of these servers that lets the user in.
-    pub(super) async fn join_through(
+    /// Joins a room, or knocks at it, through the first of these servers that lets the user in or passes the knock on.
+    pub(super) async fn enter_through(
         &self,
         user: &UserId,
         room: &RoomId,
         servers: &[OwnedServerName],
+        way: Way,
         reason: Option<String>,
     ) -> Result<(), Error> {
         let profile = self.own_fields(user, reason).await?;
         let mut failures = Failures::default();
         for server in servers {
-            match self.join_through_one(user, room, server, &profile).await {
+            let entered = match way {
+                Way::Join => self.join_through_one(user, room, server, &profile).await,
+                Way::Knock => self.knock_through_one(user, room, server, &profile).await,
+            };
+            match entered {
                 Ok(()) => return Ok(()),
                 Err(error) => failures.note(server, error)?,
             }
@@ -111,25 +125,6 @@ impl Rooms {
             Some((_, Err(error))) => Err(broken(server, error.to_string()).into()),
             None => Ok(join.clone()),
         }
-    }
-
-    /// Knocks at a room through the first of these servers that passes it on.
-    pub(super) async fn knock_through(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        servers: &[OwnedServerName],
-        reason: Option<String>,
-    ) -> Result<(), Error> {
-        let profile = self.own_fields(user, reason).await?;
-        let mut failures = Failures::default();
-        for server in servers {
-            match self.knock_through_one(user, room, server, &profile).await {
-                Ok(()) => return Ok(()),
-                Err(error) => failures.note(server, error)?,
-            }
-        }
-        Err(failures.sum_up())
     }
 
     async fn knock_through_one(

@@ -1,6 +1,6 @@
 //! Joining and knocking: through the room's own state where this node is in the room, else through a server that is.
 
-use super::{Rooms, aliases::MAX_SERVERS, member::member_draft};
+use super::{Rooms, aliases::MAX_SERVERS, enter::Way, member::member_draft};
 use crate::Error;
 use kith_engine::{JoinGrant, join_grant};
 use ruma::{
@@ -44,7 +44,7 @@ impl Rooms {
                 // Another server may be able to tell, or to let the user in, where this one is not.
                 Err(error) if is_unable(&error) => {
                     let others = self.ways_in(user, room, via).await?;
-                    return match self.join_through(user, room, &others, reason).await {
+                    return match self.enter_through(user, room, &others, Way::Join, reason).await {
                         Err(Error::Network(_)) => Err(error),
                         other => other,
                     };
@@ -53,7 +53,7 @@ impl Rooms {
             }
         }
         let servers = self.ways_in(user, room, via).await?;
-        self.join_through(user, room, &servers, reason).await
+        self.enter_through(user, room, &servers, Way::Join, reason).await
     }
 
     /// Joins a room that this node is in.
@@ -104,7 +104,7 @@ impl Rooms {
         }
         if !standing.resident {
             let servers = self.ways_in(user, room, via).await?;
-            return self.knock_through(user, room, &servers, reason).await;
+            return self.enter_through(user, room, &servers, Way::Knock, reason).await;
         }
         let profile = self.member_profile(user).await?;
         let draft = member_draft(user, user, &MembershipState::Knock, reason, profile);
