@@ -70,7 +70,7 @@ pub use pool::{Store, StoreConfig};
 pub use receipts::Receipt;
 pub use relations::{RECURSION_DEPTH, RelationQuery, ThreadPlace, ThreadRow};
 pub use reports::Report;
-pub use rooms::{CurrentStateChange, SavedEvent};
+pub use rooms::{CurrentStateChange, HISTORY_GAP, SavedEvent};
 pub use search::{SearchField, SearchHit, SearchOrder};
 pub use state::StateChange;
 pub use timeline::SyncRoom;

@@ -181,6 +181,10 @@ impl ReadTxn<'_> {
     }
 }
 
+/// Stream positions left free when this node comes back to a room. Positions are never scarce: they end beyond nine
+/// trillion such gaps.
+pub const HISTORY_GAP: i64 = 1 << 20;
+
 impl WriteTxn<'_> {
     /// Saves everything that an event changes. History goes before all that the room's timeline has.
     pub fn save_event(&self, applied: &Applied) -> Result<SavedEvent, StoreError> {
@@ -195,19 +199,36 @@ impl WriteTxn<'_> {
         self.save_event_at(room, applied, place)
     }
 
-    /// Places for a chunk of history, before all that the room's timeline has: give them out in this order, to the
-    /// oldest event first.
+    /// Places for a chunk of history: right before one place if the room's timeline has so many free there, as after
+    /// [`WriteTxn::leave_gap`], and otherwise before all that it has. Give them out in this order, to the oldest event
+    /// first.
     pub fn reserve_history(
         &self,
         room: &RoomId,
+        before: Option<Seq>,
         count: usize,
     ) -> Result<impl Iterator<Item = Seq> + use<>, StoreError> {
-        let last = match self.room_no(room)? {
-            Some(room) => self.place_before_all(room)?,
-            None => -1,
-        };
         let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let mut last = -1;
+        if let Some(room) = self.room_no(room)? {
+            last = self.place_before_all(room)?;
+            let wanted = before.map_or(last, |before| before.0.saturating_sub(1));
+            let sql = "SELECT max(stream) FROM events WHERE room = ? AND stream <= ?";
+            let earlier: Option<i64> = self.lookup(sql, (room, wanted))?.flatten();
+            if earlier.is_some_and(|earlier| earlier <= wanted.saturating_sub(count)) {
+                last = wanted;
+            }
+        }
         Ok((last.saturating_sub(count)..last).map(|place| Seq(place + 1)))
+    }
+
+    /// Leaves room in the timeline for the history of a time when this node was not in a room: call it before the node
+    /// comes back there. See [`HISTORY_GAP`].
+    pub fn leave_gap(&self) -> Result<(), StoreError> {
+        self.conn()
+            .prepare_cached("UPDATE stream SET seq = seq + ?")?
+            .execute([HISTORY_GAP])?;
+        Ok(())
     }
 
     fn save_event_at(&self, room: i64, applied: &Applied, seq: Seq) -> Result<SavedEvent, StoreError> {

@@ -527,7 +527,7 @@ async fn a_chunk_of_history_keeps_its_order() {
         .collect();
     for chunk in chunks {
         let write = store.write(move |txn| {
-            let places = txn.reserve_history(&room(), chunk.len())?;
+            let places = txn.reserve_history(&room(), None, chunk.len())?;
             for (applied, place) in chunk.iter().zip(places) {
                 assert_eq!(txn.save_history(applied, place)?.stream, Some(place));
             }

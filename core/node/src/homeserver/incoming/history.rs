@@ -9,7 +9,7 @@ use kith_engine::{
     limits::{MAX_EVENTS_PER_PULL, MISSING_EVENTS_PER_REQUEST},
     oldest_first, receive_history,
 };
-use kith_store::ReadTxn;
+use kith_store::{HISTORY_GAP, ReadTxn, Seq};
 use ruma::{OwnedEventId, RoomId, RoomVersionId, api::federation::backfill::get_backfill};
 
 use super::{
@@ -23,18 +23,21 @@ const MAX_STARTS: usize = 20;
 /// Events of one chunk for which the state before them is asked for: it has so many loose ends at the most.
 const MAX_STATES: usize = 5;
 
+/// Where history goes on: the room's version, the events to ask for, and the place before which they belong.
+type Starts = (RoomVersionId, Vec<OwnedEventId>, Option<Seq>);
+
 #[async_trait]
 impl History for Incoming {
-    async fn fetch(&self, room: &RoomId, wanted: usize) -> Result<bool, Error> {
+    async fn fetch(&self, room: &RoomId, upto: Seq, wanted: usize) -> Result<bool, Error> {
         let _turn = self.filling.take(room).await;
-        let Some((version, starts)) = self.starts(room).await? else {
+        let Some((version, starts, before)) = self.starts(room, upto).await? else {
             return Ok(false);
         };
         let asked = self.whom_to_ask(room, &version, None).await?;
         let limit = wanted.clamp(MISSING_EVENTS_PER_REQUEST, MAX_EVENTS_PER_PULL);
         for server in asked.each() {
             match self.fetch_chunk(&server, starts.clone(), limit).await {
-                Ok(chunk) if !chunk.is_empty() => return self.keep_history(&asked, chunk).await,
+                Ok(chunk) if !chunk.is_empty() => return self.keep_history(&asked, chunk, before).await,
                 Ok(_) => {}
                 Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
                 Err(error) => tracing::debug!(%room, %error, "no history from a server"),
@@ -45,18 +48,32 @@ impl History for Incoming {
 }
 
 impl Incoming {
-    /// The events with which history goes on: named by events that are held, but not held themselves.
-    async fn starts(&self, room: &RoomId) -> Result<Option<(RoomVersionId, Vec<OwnedEventId>)>, Error> {
+    /// The events with which history goes on from a place of the timeline, and the place before which they belong: named
+    /// by events that are held, but not held themselves. Where the node was away for a while there are some in the midst
+    /// of the timeline, and those of one such gap are taken, the newest at or before the place.
+    async fn starts(&self, room: &RoomId, upto: Seq) -> Result<Option<Starts>, Error> {
         let room = room.to_owned();
         let read = self.ctx.store.read(move |txn| {
-            let mut starts: Vec<OwnedEventId> = txn
-                .backward_extremities(&room)?
-                .into_iter()
-                .map(|(missing, _)| missing)
-                .collect();
-            starts.truncate(MAX_STARTS);
-            let version = txn.room_version(&room)?.filter(|_| !starts.is_empty());
-            Ok::<_, Error>(version.map(|version| (version, starts)))
+            let mut named = Vec::new();
+            for (missing, namer) in txn.backward_extremities(&room)? {
+                // What no client is shown has no place; what it names is looked for last.
+                let place = txn.stream_of(&namer)?.unwrap_or(Seq(i64::MIN));
+                if place <= upto {
+                    named.push((place, missing));
+                }
+            }
+            let Some(newest) = named.iter().map(|(place, _)| *place).max() else {
+                return Ok(None);
+            };
+            named.retain(|(place, _)| place.0 >= newest.0.saturating_sub(HISTORY_GAP / 2));
+            let before = named
+                .iter()
+                .map(|(place, _)| *place)
+                .min()
+                .filter(|place| place.0 > i64::MIN);
+            let starts = named.into_iter().map(|(_, missing)| missing).take(MAX_STARTS).collect();
+            let version = txn.room_version(&room)?;
+            Ok::<_, Error>(version.map(|version| (version, starts, before)))
         });
         read.await
     }
@@ -92,7 +109,7 @@ impl Incoming {
     }
 
     /// Keeps a chunk, oldest event first. Returns whether any of it was kept.
-    async fn keep_history(&self, asked: &Asked, chunk: Vec<CheckedPdu>) -> Result<bool, Error> {
+    async fn keep_history(&self, asked: &Asked, chunk: Vec<CheckedPdu>, before: Option<Seq>) -> Result<bool, Error> {
         let within: BTreeSet<OwnedEventId> = chunk.iter().map(|event| event.event_id().to_owned()).collect();
         let auth = chunk.iter().flat_map(|event| event.pdu().auth_events());
         let auth: BTreeSet<OwnedEventId> = auth.filter(|id| !within.contains(*id)).cloned().collect();
@@ -104,7 +121,7 @@ impl Incoming {
         let room = asked.room.clone();
         self.commit(move |txn, _| {
             let mut any = false;
-            let places = txn.reserve_history(&room, chunk.len())?;
+            let places = txn.reserve_history(&room, before, chunk.len())?;
             for (event, place) in chunk.iter().zip(places) {
                 let told = states.get(event.event_id()).map(Vec::as_slice);
                 match receive_history::<ReadTxn<'_>>(txn, event, told) {

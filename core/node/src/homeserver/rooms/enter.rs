@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use kith_engine::{
-    CheckedPdu, Expected, ImportError, SUPPORTED_VERSIONS, UncheckedPdu, build_on_template, import_room,
+    CheckedPdu, Expected, ImportError, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, build_on_template, import_room,
     json::parse_object, membership_of, prune_stripped_state,
 };
 use kith_store::{NewOutsideMembership, OwedLeave, StoreError, WriteTxn};
@@ -98,6 +98,9 @@ impl Rooms {
         let chain = self.server_keys.check(told.auth_chain, room, version, server).await?;
         let server = server.to_owned();
         self.commit(move |commit| {
+            if commit.txn.room_version(join.room_id())?.is_some() {
+                commit.txn.leave_gap()?;
+            }
             let import = import_room(&**commit.txn, &state, &chain, &join);
             for applied in import.map_err(|error| not_imported(&server, error))? {
                 commit.keep(&applied)?;

@@ -180,9 +180,10 @@ fn may_see(txn: &ReadTxn<'_>, room: &CurrentRoom<'_, '_>, asker: Asker<'_>) -> R
             MembershipState::Join | MembershipState::Invite | MembershipState::Knock
         ),
         Asker::Server(server) => {
+            let waiting = [MembershipState::Invite, MembershipState::Knock];
+            let mut waiting = txn.members(room.room_id(), &waiting)?.into_iter();
             txn.is_server_joined(room.room_id(), server)?
-                || !room.users_of(server, &MembershipState::Invite)?.is_empty()
-                || !room.users_of(server, &MembershipState::Knock)?.is_empty()
+                || waiting.any(|member| member.user_id.server_name() == server)
         }
         Asker::Nobody => return Ok(false),
     };

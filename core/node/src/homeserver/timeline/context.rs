@@ -1,7 +1,7 @@
 //! `/event`, `/context` and `/timestamp_to_event`: single events and what stands around them.
 
 use kith_engine::EventFilter;
-use kith_store::{Direction, TimelineEvent};
+use kith_store::{Direction, Seq, TimelineEvent};
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, RoomId,
     api::client::{
@@ -72,7 +72,7 @@ impl Timeline {
             let Some(history) = self.history.get().filter(|_| lacks_history) else {
                 break;
             };
-            match history.fetch(&room, MAX_PAGE).await {
+            match history.fetch(&room, Seq(i64::MAX), MAX_PAGE).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kith_engine::{EventFilter, RoomReader};
-use kith_store::{Direction, TimelineEvent};
+use kith_store::{Direction, Seq, TimelineEvent};
 use ruma::{
     OwnedUserId,
     api::{
@@ -31,30 +31,32 @@ impl Timeline {
         let direction = direction(request.dir);
         let limit = page_size(request.limit.into());
         let filter = EventFilter::from(&request.filter);
-        for _ in 0..MAX_FETCHES {
+        let mut over_gaps = self.history.get().is_none();
+        for round in 0..=MAX_FETCHES {
             let (room, filter) = (request.room_id.clone(), filter.clone());
-            let page = move |reading: &mut Reading<'_>| reading.page(from, to, direction, limit, &filter);
-            let (response, lacks_history) = self.read(session, request.room_id.clone(), page).await?;
-            let Some(history) = self.history.get().filter(|_| lacks_history) else {
+            let page = move |reading: &mut Reading<'_>| reading.page(from, to, direction, limit, &filter, over_gaps);
+            let (response, gap) = self.read(session, room.clone(), page).await?;
+            let (Some(history), Some(gap)) = (self.history.get(), gap) else {
                 return Ok(response);
             };
-            let missing = limit - response.chunk.len();
-            match history.fetch(&room, missing).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(response),
-                Err(error) => {
-                    tracing::debug!(%room, %error, "older history could not be fetched");
-                    return Ok(response);
-                }
+            if over_gaps || round == MAX_FETCHES {
+                return Ok(response);
             }
+            let missing = limit - response.chunk.len();
+            let fetched = history.fetch(&room, gap, missing).await.unwrap_or_else(|error| {
+                tracing::debug!(%room, %error, "older history could not be fetched");
+                false
+            });
+            // What nobody can tell now is passed over.
+            over_gaps = !fetched;
         }
-        let page = move |reading: &mut Reading<'_>| reading.page(from, to, direction, limit, &filter);
-        Ok(self.read(session, request.room_id, page).await?.0)
+        Err(Error::Internal("a page without an end", None))
     }
 }
 
 impl Reading<'_> {
-    /// A page, and whether more of it may be had from other servers.
+    /// A page. It ends where events are missing, unless it is to go over gaps; then that place is told too, at or before
+    /// which other servers may know more.
     fn page(
         &mut self,
         from: Option<i64>,
@@ -62,18 +64,26 @@ impl Reading<'_> {
         direction: Direction,
         limit: usize,
         filter: &EventFilter,
-    ) -> Result<(v3::Response, bool), Error> {
+        over_gaps: bool,
+    ) -> Result<(v3::Response, Option<Seq>), Error> {
         let start = match (from, direction) {
             (Some(from), _) => from,
             (None, Direction::Backward) => self.txn.last_seq()?.0,
             (None, Direction::Forward) => i64::MIN,
         };
+        let gap = match direction {
+            Direction::Backward if self.access == Access::Joined => self.gap_before(start)?,
+            _ => None,
+        };
+        // The page may end with the event that names what is missing.
+        let edge = gap.filter(|_| !over_gaps).map(|gap| gap.0.saturating_sub(1));
+        let edge = edge.filter(|edge| to.is_none_or(|to| to < *edge));
         let walked = walk(
             &self.renderer,
             &mut self.sight,
             &Walk {
                 from: start,
-                to,
+                to: edge.or(to),
                 direction,
                 limit,
                 filter,
@@ -82,10 +92,7 @@ impl Reading<'_> {
         let mut response = v3::Response::new();
         response.start = TimelineToken(start).to_string();
         response.state = self.members_of(&walked.events, filter.lazy_load)?;
-        let lacks_history = walked.exhausted
-            && direction == Direction::Backward
-            && self.access == Access::Joined
-            && !self.txn.backward_extremities(self.sight.room())?.is_empty();
+        let lacks_history = gap.is_some() && !walked.more && (walked.exhausted || edge.is_some());
         // What lies beyond the node's own history is not here yet, but may come: the client can ask again from there.
         // At the place where the client wanted to end, there is only more if it got anything.
         let more = walked.more || lacks_history;
@@ -98,7 +105,21 @@ impl Reading<'_> {
                 .chunk
                 .push(self.renderer.timeline_event(&mut self.sight, &event, membership)?);
         }
-        Ok((response, lacks_history))
+        Ok((response, gap.filter(|_| lacks_history)))
+    }
+
+    /// The newest place at or before another where the room's history has a gap: that of the event which names what is
+    /// missing.
+    fn gap_before(&self, start: i64) -> Result<Option<Seq>, Error> {
+        let mut newest = None;
+        for (_, namer) in self.txn.backward_extremities(self.sight.room())? {
+            // Where the page before has ended, that event stands right after the start of this one.
+            let place = self.txn.stream_of(&namer)?.unwrap_or(Seq(i64::MIN));
+            if place.0 <= start.saturating_add(1) {
+                newest = newest.max(Some(place));
+            }
+        }
+        Ok(newest)
     }
 
     /// The membership events of those who sent some events, for a client that loads members lazily.

@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use kith_engine::ClientFormat;
-use kith_store::ReadTxn;
+use kith_store::{ReadTxn, Seq};
 use ruma::{OwnedRoomId, RoomId};
 
 use super::{Context, Session};
@@ -30,9 +30,9 @@ use crate::Error;
 /// Fetches what this node does not hold of a room's past.
 #[async_trait]
 pub trait History: Send + Sync + 'static {
-    /// Fetches older events of a room from other servers and keeps them as history, about `wanted` of them. Returns
-    /// whether any came.
-    async fn fetch(&self, room: &RoomId, wanted: usize) -> Result<bool, Error>;
+    /// Fetches events of a room's past from other servers and keeps them as history, about `wanted` of them: those that
+    /// lack at the newest gap at or before a place. Returns whether any came.
+    async fn fetch(&self, room: &RoomId, upto: Seq, wanted: usize) -> Result<bool, Error>;
 }
 
 /// The service that reads rooms.
