@@ -29,7 +29,7 @@ sim:
 
 # Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`.
 SECONDS ?= 60
-FUZZ_TARGETS := ticket hello key_document pdu transaction
+FUZZ_TARGETS := ticket hello key_document record pdu transaction
 fuzz:
 	for target in $(FUZZ_TARGETS); do \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \

@@ -81,7 +81,7 @@ pub enum KeyStatus {
     Revoked(OldKey),
 }
 
-/// A verified key document. Cheap enough to clone; at most 4 KiB of JSON.
+/// A verified key document. Cheap enough to clone; at most 3.5 KiB of JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyDocument {
     identity: IdentityPublicKey,
@@ -128,8 +128,8 @@ struct WireNode {
 }
 
 impl KeyDocument {
-    /// Bytes of canonical JSON at the most: what fits a DHT record. About 20 nodes, or 30 old keys.
-    pub const MAX_BYTES: usize = 4096;
+    /// Bytes of canonical JSON at the most: what fits a sealed DHT record. About 18 nodes, or 30 old keys.
+    pub const MAX_BYTES: usize = 3584;
 
     /// The first document of an identity, with one node. Versions start at 1.
     pub fn new(

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use curve25519_dalek::EdwardsPoint;
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey, hazmat::ExpandedSecretKey};
 use rand::{CryptoRng, RngCore};
 use ruma::{
     AnyKeyName, OwnedServerSigningKeyId, ServerSigningKeyId, SigningKeyAlgorithm, SigningKeyId, serde::Base64,
@@ -45,6 +46,16 @@ impl PublicKey {
         Ok(Self(key))
     }
 
+    /// Takes a point that is known not to be of small order.
+    pub(crate) fn from_point(point: EdwardsPoint) -> Self {
+        Self(point.into())
+    }
+
+    /// The point of the curve.
+    pub(crate) fn to_point(self) -> EdwardsPoint {
+        self.0.to_edwards()
+    }
+
     /// Reads a key as Matrix writes it: unpadded base64 of 32 bytes.
     pub fn from_base64(base64: &Base64) -> Result<Self, KeyError> {
         let bytes = base64.as_bytes().try_into().map_err(|_| KeyError::NotAKey)?;
@@ -84,7 +95,8 @@ pub fn key_id(key: &PublicKey) -> OwnedServerSigningKeyId {
     ServerSigningKeyId::parse(format!("ed25519:{version}")).expect("z-base-32 is a valid key version")
 }
 
-/// The secret behind a server name. It signs key documents and nothing else, and can be kept offline.
+/// The secret behind a server name. It signs key documents and, blinded, certificates for DHT records; nothing else. It
+/// can be kept offline.
 pub struct IdentityKey(SigningKey);
 
 impl IdentityKey {
@@ -110,6 +122,11 @@ impl IdentityKey {
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.0.sign(message).to_bytes()
+    }
+
+    /// The secret scalar and nonce prefix (RFC 8032, section 5.1.5), for key blinding.
+    pub(crate) fn expanded(&self) -> ExpandedSecretKey {
+        self.0.as_bytes().into()
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! A server name *is* an Ed25519 public key ([`IdentityPublicKey`]). The matching [`IdentityKey`] signs only
 //! [`KeyDocument`]s, which name the [`NodeKey`]s that may sign events. A [`Hello`] proves who stands behind a libp2p
-//! connection; a [`Ticket`] tells another person where to find a node.
+//! connection; a [`Ticket`] tells another person where to find a node, and a [`SealedRecord`] whoever knows its name.
 
+mod blinding;
 pub mod cbor;
 mod document;
 mod hello;
@@ -12,6 +13,7 @@ mod keys;
 mod name;
 mod phrase;
 mod qr;
+mod record;
 mod ticket;
 
 pub use document::{DocumentError, KeyDocument, KeyStatus, NodeEntry, OldKey, ROOT_KEY_ID};
@@ -20,4 +22,8 @@ pub use keys::{IdentityKey, KeyError, NodeKey, NodePublicKey, PublicKey, Transpo
 pub use name::{IdentityPublicKey, NameError};
 pub use phrase::{PhraseError, RecoveryPhrase};
 pub use qr::{QrError, qr_png, qr_svg, qr_text};
+pub use record::{
+    AddressRecord, Certificate, Day, DhtKey, Mailbox, Record, RecordError, RecordKey, RecordKind, RecordSigner,
+    RecordSlot, SealedRecord, Whereabouts,
+};
 pub use ticket::{Ticket, TicketError};

@@ -1,10 +1,13 @@
 //! Tests of kith-identity from outside: each wire thing, by cases and by properties.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod addresses;
+mod certificates;
 mod documents;
 mod hellos;
 mod names_and_keys;
 mod phrases;
+mod records;
 mod tickets;
 
 use kith_identity::{IdentityKey, KeyDocument, NodeKey};
