@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// Run the node until SIGINT or SIGTERM.
     Run(RunOptions),
     /// People on this node.
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     User(UserCommand),
     /// Print the ticket with which others find this node.
     Ticket {
@@ -33,7 +33,7 @@ pub(crate) enum Command {
         data: Data,
     },
     /// Other nodes.
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Peer(PeerCommand),
     /// Say what the node is and does.
     Status {
@@ -44,7 +44,7 @@ pub(crate) enum Command {
         data: Data,
     },
     /// The 24 words that restore the identity.
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Phrase(PhraseCommand),
     /// Copy the database to a new file and the media to FILE.media, while the node runs or not.
     ///

@@ -64,7 +64,8 @@ pub struct Ticket {
     pub addrs: Vec<Vec<u8>>,
     /// Binary multiaddrs of relays, with their PeerIds.
     pub relays: Vec<Vec<u8>>,
-    /// Shown by whoever uses the ticket, once, so that the node knows it was invited.
+    /// To be shown by whoever uses the ticket, once, so that the node knows it was invited. Carried, and not asked for
+    /// yet: no ticket made here holds one.
     pub token: Option<Vec<u8>>,
 }
 

@@ -140,6 +140,14 @@ fn bad_input_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn a_command_that_is_not_whole_names_what_is_missing() {
+    for (group, commands) in [("user", "add"), ("peer", "add"), ("phrase", "show, restore")] {
+        let said = run(&[group], "").failed(2);
+        assert!(said.contains(&format!("[subcommands: {commands}]")), "{said}");
+    }
+}
+
+#[test]
 fn commands_that_make_no_node_need_one() {
     let empty = tempfile::tempdir().unwrap();
     let cases: [&[&str]; 4] = [&["status"], &["backup", "copy.db"], &["check"], &["phrase", "show"]];
