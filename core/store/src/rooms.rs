@@ -139,6 +139,17 @@ impl ReadTxn<'_> {
         .collect()
     }
 
+    /// The newest place, at or before another, at which a room's timeline has a gap: that of an event which names one
+    /// that is not held. The lowest place there is if only events that are not shown do.
+    pub fn gap_before(&self, room: &RoomId, place: Seq) -> Result<Option<Seq>, StoreError> {
+        let sql = "SELECT max(ifnull(namer.stream, ?2)) FROM loose_edges JOIN events AS namer USING (event)
+             LEFT JOIN events AS held ON held.event_id = prev AND NOT held.outlier
+             WHERE loose_edges.room = (SELECT room FROM rooms WHERE room_id = ?1) AND held.event IS NULL
+               AND ifnull(namer.stream, ?2) <= ?3";
+        let newest: Option<Option<i64>> = self.lookup(sql, (room.as_str(), i64::MIN, place.0))?;
+        Ok(newest.flatten().map(Seq))
+    }
+
     pub(crate) fn read_room_version(&self, room: &RoomId) -> Result<Option<RoomVersionId>, StoreError> {
         let version: Option<String> = self.lookup("SELECT version FROM rooms WHERE room_id = ?", [room.as_str()])?;
         version.map(|version| parse("room version", &version)).transpose()

@@ -1,7 +1,7 @@
 //! A joined room as an answer tells it: timeline, state, summary, counts and what hangs on the room.
 
 use kith_engine::{Pdu, RoomReader};
-use kith_store::{Direction, SyncRoom, TimelineEvent};
+use kith_store::{Direction, Seq, SyncRoom, TimelineEvent};
 use ruma::{
     OwnedUserId, RoomId, UInt,
     api::client::{
@@ -123,7 +123,8 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The newest events of a room between two places.
+    /// The newest events of a room between two places, down to a gap in the room's history if there is one: what lies
+    /// beyond it would look as if nothing were missing.
     pub(super) fn timeline(
         &self,
         sight: &mut RoomSight<'_>,
@@ -132,16 +133,19 @@ impl Snapshot<'_> {
     ) -> Result<ToldTimeline, Error> {
         let filter = &self.query.filter.timeline;
         let limit = filter.limit.unwrap_or(DEFAULT_TIMELINE).min(MAX_TIMELINE);
+        let edge = self.txn.gap_before(sight.room(), Seq(upto))?;
+        let edge = edge.map(|gap| gap.0.saturating_sub(1));
+        let edge = edge.filter(|edge| from.is_none_or(|from| from < *edge));
         let backwards = Walk {
             from: upto,
-            to: from,
+            to: edge.or(from),
             direction: Direction::Backward,
             limit: usize::try_from(limit).unwrap_or(usize::MAX),
             filter,
         };
         let walked = walk(&self.renderer, sight, &backwards)?;
         let mut timeline = Timeline::new();
-        timeline.limited = walked.more;
+        timeline.limited = walked.more || (from.is_some() && edge.is_some());
         timeline.prev_batch = Some(TimelineToken(walked.end).to_string());
         let mut events = Vec::with_capacity(walked.events.len());
         for (event, membership) in walked.events.into_iter().rev() {

@@ -72,7 +72,10 @@ impl Reading<'_> {
             (None, Direction::Forward) => i64::MIN,
         };
         let gap = match direction {
-            Direction::Backward if self.access == Access::Joined => self.gap_before(start)?,
+            // Where the page before has ended at a gap, the event that names what is missing stands right after the start.
+            Direction::Backward if self.access == Access::Joined => {
+                self.txn.gap_before(self.sight.room(), Seq(start.saturating_add(1)))?
+            }
             _ => None,
         };
         // The page may end with the event that names what is missing.
@@ -106,20 +109,6 @@ impl Reading<'_> {
                 .push(self.renderer.timeline_event(&mut self.sight, &event, membership)?);
         }
         Ok((response, gap.filter(|_| lacks_history)))
-    }
-
-    /// The newest place at or before another where the room's history has a gap: that of the event which names what is
-    /// missing.
-    fn gap_before(&self, start: i64) -> Result<Option<Seq>, Error> {
-        let mut newest = None;
-        for (_, namer) in self.txn.backward_extremities(self.sight.room())? {
-            // Where the page before has ended, that event stands right after the start of this one.
-            let place = self.txn.stream_of(&namer)?.unwrap_or(Seq(i64::MIN));
-            if place.0 <= start.saturating_add(1) {
-                newest = newest.max(Some(place));
-            }
-        }
-        Ok(newest)
     }
 
     /// The membership events of those who sent some events, for a client that loads members lazily.

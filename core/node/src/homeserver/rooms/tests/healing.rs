@@ -121,8 +121,16 @@ async fn who_was_away_for_long_comes_back_to_the_room_as_it_is() {
         let ([alice, bob, carol], room) = three_together(&cluster, version).await;
         let seen = say(&alice, &room, "seen", "seen").await;
         hear(&cluster[1], &bob, &room, &seen).await;
+        let sync = async |since: &Value| -> Value {
+            let since = since["next_batch"]
+                .as_str()
+                .map_or(String::new(), |since| format!("?since={}", escape(since)));
+            bob.get_ok(&format!("/_matrix/client/v3/sync{since}")).await
+        };
+        let before = sync(&Value::Null).await;
         bob.post_ok(&at(&room, "leave"), json!({})).await;
         until_membership(&cluster[0], &alice, &room, &bob.user_id, "leave").await;
+        let after = sync(&before).await;
         let mut said = vec!["seen".to_owned()];
         for number in 0..60 {
             let text = format!("while bob was away {number}");
@@ -156,6 +164,17 @@ async fn who_was_away_for_long_comes_back_to_the_room_as_it_is() {
         let back = say(&bob, &room, "back", "back").await;
         hear(&cluster[2], &carol, &room, &back).await;
         said.push("back".to_owned());
+        // Clients are not shown what they saw before as if nothing were between, and find what is.
+        for since in [before, after, Value::Null] {
+            let timeline = sync(&since).await["rooms"]["join"][&room]["timeline"].clone();
+            assert!(!timeline.to_string().contains("seen"), "{timeline}");
+            assert!(since.is_null() || timeline["limited"] == true, "{timeline}");
+            let from = escape(timeline["prev_batch"].as_str().unwrap());
+            let page = bob
+                .get_ok(&at(&room, &format!("messages?dir=b&limit=5&from={from}")))
+                .await;
+            assert!(format!("{timeline} {page}").contains("newest"), "{page}");
+        }
         // Nothing of what was said meanwhile is missing, nothing is there twice, everyone's words are in their order, and
         // nobody's author needs to be there.
         let mut read = texts(&bob, &room).await;
