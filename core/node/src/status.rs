@@ -1,9 +1,9 @@
 //! What a node says of itself: to its owner's command line, page or app. It changes nothing.
 
 use kith_identity::TicketError;
-use kith_store::{ReadTxn, Seq, StoreError};
+use kith_store::{ReadTxn, Report, Seq, StoreError};
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
     events::{StateEventType, room::member::MembershipState},
 };
 use serde::{Deserialize, Serialize};
@@ -46,36 +46,6 @@ pub struct Status {
     pub rooms: Vec<Room>,
     /// What its users have reported, the newest 50, newest first.
     pub reports: Vec<Report>,
-}
-
-/// What a user has reported to the node's owner: a room, an event or another user.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// When.
-    pub ts: MilliSecondsSinceUnixEpoch,
-    /// Who reports.
-    pub reporter: OwnedUserId,
-    /// The room reported, or that of the event.
-    pub room_id: Option<OwnedRoomId>,
-    /// The event reported.
-    pub event_id: Option<OwnedEventId>,
-    /// The user reported.
-    pub user_id: Option<OwnedUserId>,
-    /// Why, in the reporter's words.
-    pub reason: String,
-}
-
-impl From<kith_store::Report> for Report {
-    fn from(report: kith_store::Report) -> Self {
-        Self {
-            ts: report.ts,
-            reporter: report.reporter,
-            room_id: report.room_id,
-            event_id: report.event_id,
-            user_id: report.user_id,
-            reason: report.reason,
-        }
-    }
 }
 
 /// A server that is connected.
@@ -186,7 +156,7 @@ impl Node {
             contacts,
             room_count,
             rooms,
-            reports: reports.into_iter().map(Report::from).collect(),
+            reports,
         })
     }
 

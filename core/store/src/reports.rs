@@ -2,6 +2,7 @@
 
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId};
 use rusqlite::{Row, params};
+use serde::{Deserialize, Serialize};
 
 use crate::{ReadTxn, StoreError, WriteTxn, column};
 
@@ -9,7 +10,7 @@ use crate::{ReadTxn, StoreError, WriteTxn, column};
 const MOST: i64 = 1_000;
 
 /// One report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// When it was made.
     pub ts: MilliSecondsSinceUnixEpoch,

@@ -34,11 +34,13 @@ const DEPTH: u64 = 3;
 /// The deepest that a walk goes.
 const MAX_DEPTH: u64 = 20;
 /// Rooms found on one walk at the most; what is beyond them is not shown.
-const MAX_FOUND: usize = 2_000;
+const MAX_FOUND: usize = 1_000;
 /// Children that another server is told of, and believed of.
 const MAX_CHILDREN: usize = 100;
 /// Walks that clients may continue, of all users together; the oldest make room.
-const MAX_WALKS: usize = 32;
+const MAX_WALKS: usize = 8;
+/// The largest summary, in bytes of JSON, that is remembered until the walk gets to its room; of others it asks anew.
+const MAX_TOLD_BYTES: usize = 4 * 1024;
 
 /// Walks that have not come to their end, by the token that continues them.
 #[derive(Default)]
@@ -250,7 +252,9 @@ impl Walk {
     }
 
     fn hear(&mut self, children: Vec<RoomSummary>, inaccessible: Vec<OwnedRoomId>) {
-        let children = children.into_iter().map(|child| (child.room_id.clone(), Some(child)));
+        let size = |child: &RoomSummary| serde_json::to_string(child).map_or(usize::MAX, |json| json.len());
+        let children = children.into_iter().filter(|child| size(child) <= MAX_TOLD_BYTES);
+        let children = children.map(|child| (child.room_id.clone(), Some(child)));
         let inaccessible = inaccessible.into_iter().map(|room| (room, None));
         for (room, told) in children.take(MAX_CHILDREN).chain(inaccessible.take(MAX_CHILDREN)) {
             if self.told.len() < MAX_FOUND {
@@ -317,4 +321,43 @@ fn in_order(raw: Vec<Raw<HierarchySpaceChildEvent>>, suggested_only: bool) -> Ve
     let mut children: Vec<Child> = parsed.filter(wanted).collect();
     children.sort_by(|one, other| one.event.cmp(&other.event));
     children
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{owned_room_id, owned_user_id, room::JoinRuleSummary, uint};
+
+    use super::*;
+
+    /// What strangers tell must not fill the memory.
+    #[test]
+    fn a_walk_remembers_little_of_what_it_is_told() {
+        let mut walk = Walk {
+            user: owned_user_id!("@alice:here"),
+            root: owned_room_id!("!root:here"),
+            suggested_only: false,
+            max_depth: DEPTH,
+            open: Vec::new(),
+            found: BTreeSet::new(),
+            told: HashMap::new(),
+        };
+        let summary = |number: usize, topic: usize| {
+            let room = OwnedRoomId::try_from(format!("!{number}:there")).unwrap();
+            let mut summary = RoomSummary::new(room, JoinRuleSummary::Public, false, uint!(1), false);
+            summary.topic = Some("x".repeat(topic));
+            summary
+        };
+        walk.hear(
+            vec![summary(0, 10), summary(1, MAX_TOLD_BYTES), summary(2, 10)],
+            Vec::new(),
+        );
+        assert_eq!(walk.told.len(), 2);
+        for round in 1..20 {
+            walk.hear(
+                (0..1_000).map(|number| summary(round * 1_000 + number, 10)).collect(),
+                Vec::new(),
+            );
+        }
+        assert_eq!(walk.told.len(), MAX_FOUND);
+    }
 }
