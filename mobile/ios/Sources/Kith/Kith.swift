@@ -1106,7 +1106,7 @@ private let initializationResult: InitializationResult = {
     if bindings_contract_version != scaffolding_contract_version {
         return InitializationResult.contractVersionMismatch
     }
-    if (uniffi_kith_ffi_checksum_method_node_add_peer() != 22565) {
+    if (uniffi_kith_ffi_checksum_method_node_add_peer() != 12756) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_kith_ffi_checksum_method_node_add_user() != 63330) {
