@@ -61,7 +61,7 @@ impl Authenticate for AppserviceTokenOptional {
 }
 
 /// 401 `M_MISSING_TOKEN`.
-pub(super) fn missing_token() -> Error {
+pub(in crate::client_api) fn missing_token() -> Error {
     Error::refused(
         StatusCode::UNAUTHORIZED,
         ErrorKind::MissingToken,

@@ -5,7 +5,7 @@ use ruma::api::client::{room::get_summary, space::get_hierarchy};
 
 use crate::{
     Error, Homeserver,
-    client_api::{Args, endpoint},
+    client_api::{Args, authentication::missing_token, endpoint},
 };
 
 pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
@@ -24,12 +24,11 @@ async fn room_summary(
     hs: Homeserver,
     args: Args<get_summary::v1::Request>,
 ) -> Result<get_summary::v1::Response, Error> {
-    let (request, user) = (args.request, args.caller.map(|session| session.user_id));
-    let summary = hs
-        .rooms
-        .summary(user.as_deref(), &request.room_id_or_alias, request.via);
-    let (summary, membership) = summary.await?;
+    // Whoever has no token may be any page in the user's browser, which must not learn what rooms there are here.
+    let session = args.caller.ok_or_else(missing_token)?;
+    let (user, name, via) = (session.user_id, args.request.room_id_or_alias, args.request.via);
+    let (summary, membership) = hs.rooms.summary(&user, &name, via).await?;
     let mut response = get_summary::v1::Response::new(summary);
-    response.membership = membership;
+    response.membership = Some(membership);
     Ok(response)
 }

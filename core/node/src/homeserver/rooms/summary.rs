@@ -47,8 +47,6 @@ pub(super) enum Asker<'a> {
     User(&'a UserId),
     /// Another server, for any of its users.
     Server(&'a ServerName),
-    /// Somebody without an account.
-    Nobody,
 }
 
 impl Rooms {
@@ -58,37 +56,26 @@ impl Rooms {
     /// Client-server API, `GET room_summary`.
     pub async fn summary(
         &self,
-        user: Option<&UserId>,
+        user: &UserId,
         name: &RoomOrAliasId,
         via: Vec<OwnedServerName>,
-    ) -> Result<(RoomSummary, Option<MembershipState>), Error> {
+    ) -> Result<(RoomSummary, MembershipState), Error> {
         let unknown = || Error::not_found("there is no such room, or you may not know of it");
-        // Nobody in particular has no business to make this node ask others.
-        if user.is_none() && name.server_name().is_some_and(|server| !self.ctx.is_self(server)) {
-            return Err(unknown());
-        }
         let (room, via) = self.locate(name, via).await?;
-        let (own, asked, asking) = (self.ctx.server_name.clone(), room.clone(), user.map(ToOwned::to_owned));
+        let (own, asked, asking) = (self.ctx.server_name.clone(), room.clone(), user.to_owned());
         let (resident, held, membership) = self
             .ctx
             .store
             .read(move |txn| {
-                let asker = asking.as_deref().map_or(Asker::Nobody, Asker::User);
                 let resident = txn.is_server_joined(&asked, &own)?;
                 let held = match resident {
-                    true => told_to(txn, &asked, asker)?,
+                    true => told_to(txn, &asked, Asker::User(&asking))?,
                     false => None,
                 };
-                let membership = match &asking {
-                    Some(user) => standing(txn, &own, user, &asked)?.membership,
-                    None => None,
-                };
+                let membership = standing(txn, &own, &asking, &asked)?.membership;
                 Ok::<_, Error>((resident, held, membership))
             })
             .await?;
-        let Some(user) = user else {
-            return Ok((held.ok_or_else(unknown)?, None));
-        };
         let summary = match held {
             Some(summary) => summary,
             None if resident => return Err(unknown()),
@@ -102,7 +89,7 @@ impl Rooms {
                 summary
             }
         };
-        Ok((summary, Some(membership.unwrap_or(MembershipState::Leave))))
+        Ok((summary, membership.unwrap_or(MembershipState::Leave)))
     }
 
     /// What other servers tell of a room that this node is not in, and of its children if it is a space.
@@ -185,7 +172,6 @@ fn may_see(txn: &ReadTxn<'_>, room: &CurrentRoom<'_, '_>, asker: Asker<'_>) -> R
             txn.is_server_joined(room.room_id(), server)?
                 || waiting.any(|member| member.user_id.server_name() == server)
         }
-        Asker::Nobody => return Ok(false),
     };
     if inside {
         return Ok(true);
@@ -200,7 +186,6 @@ fn may_see(txn: &ReadTxn<'_>, room: &CurrentRoom<'_, '_>, asker: Asker<'_>) -> R
         let inside = match asker {
             Asker::User(user) => txn.membership(&allowed.room_id, user)? == MembershipState::Join,
             Asker::Server(server) => txn.is_server_joined(&allowed.room_id, server)?,
-            Asker::Nobody => false,
         };
         if inside {
             return Ok(true);
