@@ -13,7 +13,10 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 
 use crate::{
     backoff,
-    limits::{MAX_CATCHING_UP, MAX_HEADS, MAX_PULL_FAILURES, MAX_WATCHED, TELL_AFTER, TOLD_AT_ONCE},
+    limits::{
+        CHECK_AFTER, JOIN_HEADS_AFTER, MAX_CATCHING_UP, MAX_EXTREMITIES, MAX_HEADS, MAX_UNREACHED, MAX_WATCHED,
+        TELL_AFTER, TOLD_AT_ONCE,
+    },
 };
 
 /// Something to do now. Each is answered by the `handle_` method of its name.
@@ -29,6 +32,8 @@ pub enum Task {
         rooms: Option<BTreeSet<OwnedRoomId>>,
         /// Rooms that were compared since the server came up.
         except: BTreeSet<OwnedRoomId>,
+        /// Members that this server cannot tell itself what is new in these rooms.
+        unreached: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
     },
     /// Pull what lacks in a room: [`CatchUp::handle_pulled`].
     Pull {
@@ -40,7 +45,11 @@ pub enum Task {
         tellers: BTreeMap<OwnedServerName, u64>,
         /// Who was asked in vain.
         tried: BTreeSet<OwnedServerName>,
+        /// Those of them that answered, and do not have it.
+        lacking: BTreeSet<OwnedServerName>,
     },
+    /// Join a room's forward extremities with an event of this server's own, if they are many still.
+    JoinHeads(OwnedRoomId),
 }
 
 /// A room as a look found it.
@@ -74,8 +83,12 @@ pub enum Pulled {
     Done,
     /// Much is held now; more is to come.
     Postponed,
-    /// The server did not help.
-    Failed,
+    /// The server answered, and does not have it.
+    Lacking,
+    /// The server did not answer.
+    Unanswered,
+    /// Nobody is there to be asked.
+    Nobody,
     /// The room is not this server's business any more.
     Gone,
 }
@@ -102,6 +115,8 @@ struct Wanted {
     events: BTreeMap<OwnedEventId, BTreeSet<OwnedServerName>>,
     depths: BTreeMap<OwnedServerName, u64>,
     tried: BTreeSet<OwnedServerName>,
+    /// Those that answered and do not have it.
+    lacking: BTreeSet<OwnedServerName>,
     busy: bool,
     failures: u32,
     not_before: Duration,
@@ -112,6 +127,10 @@ struct Wanted {
 struct Watched {
     room: OwnedRoomId,
     since: Duration,
+    /// It was made here.
+    own: bool,
+    /// Whether somebody was asked, although its author sees to everybody.
+    checked: bool,
     holders: BTreeSet<OwnedServerName>,
     /// It came from its author's server, which tells the others itself.
     by_author: Option<OwnedServerName>,
@@ -129,6 +148,11 @@ pub struct CatchUp {
     hopeless: BTreeSet<(OwnedServerName, OwnedEventId)>,
     /// Whom an author's server cannot tell itself, by room and author's server.
     unreached: BTreeMap<(OwnedRoomId, OwnedServerName), BTreeSet<OwnedServerName>>,
+    /// Whom this server cannot tell itself, by room; and what each server was last told of that.
+    own_unreached: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
+    told_unreached: BTreeMap<(OwnedServerName, OwnedRoomId), BTreeSet<OwnedServerName>>,
+    /// Rooms of which the heads are to be joined, and when.
+    joins: BTreeMap<OwnedRoomId, Duration>,
     running: usize,
 }
 
@@ -143,6 +167,9 @@ impl CatchUp {
             watched: BTreeMap::new(),
             hopeless: BTreeSet::new(),
             unreached: BTreeMap::new(),
+            own_unreached: BTreeMap::new(),
+            told_unreached: BTreeMap::new(),
+            joins: BTreeMap::new(),
             running: 0,
         }
     }
@@ -162,6 +189,7 @@ impl CatchUp {
         self.hopeless.retain(|(teller, _)| teller != server);
         for wanted in self.wanted.values_mut() {
             wanted.tried.clear();
+            wanted.lacking.remove(server);
             (wanted.failures, wanted.not_before) = (0, now);
         }
     }
@@ -170,19 +198,23 @@ impl CatchUp {
     pub fn handle_down(&mut self, server: &ServerName, now: Duration) {
         self.peers.remove(server);
         self.unreached.retain(|(_, author), _| author != server);
+        self.told_unreached.retain(|(told, _), _| told != server);
         for watched in self.watched.values_mut() {
             if watched.by_author.take_if(|author| author == server).is_some() {
-                let due = now + TELL_AFTER;
-                self.looks
-                    .entry(watched.room.clone())
-                    .and_modify(|at| *at = due.min(*at))
-                    .or_insert(due);
+                self.looks.entry(watched.room.clone()).or_insert(now + TELL_AFTER);
             }
         }
     }
 
-    /// A room's heads moved with this event; they are `heads` now, if those are few.
-    pub fn handle_moved(&mut self, room: &RoomId, event: OwnedEventId, heads: Option<&[OwnedEventId]>, now: Duration) {
+    /// A room's heads moved with this event, made here or not; they are `heads` now, if those are few.
+    pub fn handle_moved(
+        &mut self,
+        room: &RoomId,
+        event: OwnedEventId,
+        own: bool,
+        heads: Option<&[OwnedEventId]>,
+        now: Duration,
+    ) {
         if let Some(heads) = heads {
             self.watched
                 .retain(|id, watched| watched.room != room || heads.contains(id));
@@ -193,6 +225,8 @@ impl CatchUp {
         let watched = Watched {
             room: room.to_owned(),
             since: now,
+            own,
+            checked: false,
             holders: BTreeSet::new(),
             by_author: None,
         };
@@ -217,44 +251,76 @@ impl CatchUp {
         watched.map(|(id, _)| id.clone()).collect()
     }
 
+    /// A server cannot tell these members itself what it sends to a room: whoever else is in it does.
+    pub fn handle_unreached(
+        &mut self,
+        room: &RoomId,
+        author: &ServerName,
+        unreached: BTreeSet<OwnedServerName>,
+        now: Duration,
+    ) {
+        let key = (room.to_owned(), author.to_owned());
+        if unreached.is_empty() {
+            self.unreached.remove(&key);
+            return;
+        }
+        if self.unreached.len() < MAX_WATCHED && unreached.len() <= MAX_UNREACHED {
+            self.unreached.insert(key, unreached);
+            self.looks.entry(room.to_owned()).or_insert(now + TELL_AFTER);
+        }
+    }
+
     /// Takes in what a look found, and has those told who may not know.
-    pub fn handle_looked(&mut self, room: &RoomId, looked: &Looked, now: Duration) {
+    pub fn handle_looked(&mut self, room: &RoomId, looked: &Looked, now: Duration, random: u64) {
         self.watched
             .retain(|id, watched| watched.room != room || looked.heads.contains(id) || looked.unheld.contains(id));
         if !looked.servers.contains(&self.own) {
             self.watched.retain(|_, watched| watched.room != room);
+            self.joins.remove(room);
             return;
         }
-        let mut again: Option<Duration> = None;
-        let mut told = 0;
-        let connected: Vec<OwnedServerName> = looked
-            .servers
-            .iter()
-            .filter(|server| self.peers.get(*server).is_some_and(|peer| !peer.deaf))
-            .cloned()
-            .collect();
-        let mut untold = BTreeSet::new();
-        for (id, watched) in self.watched.iter().filter(|(_, watched)| watched.room == room) {
+        self.note_many_heads(room, looked.heads.len(), now, random);
+        let of_room = self.watched.iter().filter(|(_, watched)| watched.room == room);
+        let (mut again, mut untold, mut own) = (None, BTreeSet::new(), false);
+        let (mut check, mut check_at) = (BTreeSet::new(), None);
+        for (id, watched) in of_room {
             let ripe = watched.since + TELL_AFTER;
             if ripe > now || looked.unheld.contains(id) {
-                let at = ripe.max(now + TELL_AFTER / 2);
-                again = Some(again.map_or(at, |again| again.min(at)));
+                again = Some(ripe.max(now + TELL_AFTER / 2));
                 continue;
             }
-            untold.extend(
-                connected
-                    .iter()
-                    .filter(|server| !self.is_told(watched, server))
-                    .cloned(),
-            );
+            own |= watched.own;
+            let connected = looked.servers.iter().filter(|server| self.peers.contains_key(*server));
+            let (vouched, others): (Vec<_>, Vec<_>) = connected
+                .filter(|server| !watched.holders.contains(*server))
+                .partition(|server| self.is_vouched_for(watched, server));
+            untold.extend(others.into_iter().cloned());
+            if !watched.checked && !vouched.is_empty() {
+                check_at = check_at.max(Some(watched.since + CHECK_AFTER));
+                check.extend(vouched.into_iter().cloned());
+            }
         }
+        // Once all that is new has been still for a while, one of those of whom nothing is known is asked.
+        match check_at {
+            Some(at) if at > now => again = Some(again.map_or(at, |again: Duration| again.min(at))),
+            Some(_) => {
+                let nth = usize::try_from(random % check.len().max(1) as u64).unwrap_or(0);
+                untold.extend(check.into_iter().nth(nth));
+                for watched in self.watched.values_mut().filter(|watched| watched.room == room) {
+                    watched.checked = true;
+                }
+            }
+            None => {}
+        }
+        if own {
+            self.note_unreached(room, looked, &mut untold);
+        }
+        let mut told = 0;
         for server in untold {
-            let Some(peer) = self.peers.get_mut(&server) else {
-                continue;
-            };
+            let peer = self.peers.get_mut(&server).filter(|peer| !peer.deaf);
+            let Some(peer) = peer else { continue };
             if told >= TOLD_AT_ONCE {
-                let at = now + TELL_AFTER;
-                again = Some(again.map_or(at, |again| again.min(at)));
+                again = Some(now + TELL_AFTER);
                 break;
             }
             peer.rooms.insert(room.to_owned());
@@ -263,6 +329,37 @@ impl CatchUp {
         if let Some(at) = again {
             self.looks.insert(room.to_owned(), at);
         }
+    }
+
+    /// Has a room's heads joined in a while, if they are many then still: not by all members at once.
+    fn note_many_heads(&mut self, room: &RoomId, heads: usize, now: Duration, random: u64) {
+        if heads <= MAX_EXTREMITIES {
+            self.joins.remove(room);
+            return;
+        }
+        let spread = u64::try_from(JOIN_HEADS_AFTER.as_millis()).unwrap_or(u64::MAX).max(1);
+        let after = JOIN_HEADS_AFTER + Duration::from_millis(random % spread);
+        // The more there are, the sooner: they cost more than the events that join them.
+        let hurry = u32::try_from(heads / MAX_EXTREMITIES).unwrap_or(u32::MAX).max(1);
+        self.joins.entry(room.to_owned()).or_insert(now + after / hurry);
+    }
+
+    /// Something was made here, and who of the room cannot be told of it: connected members hear that, once for each change.
+    fn note_unreached(&mut self, room: &RoomId, looked: &Looked, untold: &mut BTreeSet<OwnedServerName>) {
+        let others = || looked.servers.iter().filter(|server| **server != self.own);
+        let (here, unreached): (Vec<_>, Vec<_>) = others().partition(|server| self.peers.contains_key(*server));
+        let unreached: BTreeSet<OwnedServerName> = unreached.into_iter().take(MAX_UNREACHED).cloned().collect();
+        let empty = BTreeSet::new();
+        for server in here {
+            let told = self.told_unreached.get(&(server.clone(), room.to_owned()));
+            if *told.unwrap_or(&empty) != unreached {
+                untold.insert(server.clone());
+            }
+        }
+        match unreached.is_empty() {
+            true => self.own_unreached.remove(room),
+            false => self.own_unreached.insert(room.to_owned(), unreached),
+        };
     }
 
     /// Takes in an exchange of heads, whoever began it.
@@ -340,27 +437,36 @@ impl CatchUp {
         wanted
             .depths
             .retain(|teller, _| events.values().any(|tellers| tellers.contains(teller)));
+        wanted.tried.extend(from.map(ToOwned::to_owned));
         let given_up = match outcome {
             Pulled::Done | Pulled::Postponed => {
                 (wanted.failures, wanted.not_before) = (0, now);
                 wanted.tried.clear();
+                wanted.lacking.clear();
                 false
             }
-            Pulled::Failed => {
-                wanted.tried.extend(from.map(ToOwned::to_owned));
+            Pulled::Lacking => {
+                wanted.not_before = now;
+                // Asked again as the last resort, it was, and did not help.
+                !from.is_some_and(|from| wanted.lacking.insert(from.to_owned()))
+            }
+            Pulled::Unanswered => {
                 let tried = &wanted.tried;
-                if wanted.depths.keys().any(|teller| !tried.contains(teller)) {
-                    wanted.not_before = now;
-                    false
-                } else {
+                if wanted.depths.keys().all(|teller| tried.contains(teller)) {
                     wanted.failures += 1;
                     wanted.not_before = now + backoff(wanted.failures, random);
-                    wanted.failures >= MAX_PULL_FAILURES
+                    wanted.tried.clone_from(&wanted.lacking);
+                } else {
+                    wanted.not_before = now;
                 }
+                false
             }
-            Pulled::Gone => true,
+            Pulled::Nobody | Pulled::Gone => {
+                self.wanted.remove(room);
+                return;
+            }
         };
-        if given_up && outcome == Pulled::Failed {
+        if given_up {
             for (id, tellers) in &wanted.events {
                 self.hopeless
                     .extend(tellers.iter().map(|teller| (teller.clone(), id.clone())));
@@ -392,6 +498,15 @@ impl CatchUp {
             self.looks.remove(&room);
             return Some(Task::Look(room));
         }
+        let due = self
+            .joins
+            .iter()
+            .find(|(_, at)| **at <= now)
+            .map(|(room, _)| room.clone());
+        if let Some(room) = due {
+            self.joins.remove(&room);
+            return Some(Task::JoinHeads(room));
+        }
         if self.running >= MAX_CATCHING_UP {
             return None;
         }
@@ -402,7 +517,7 @@ impl CatchUp {
 
     /// When [`CatchUp::poll_task`] is worth calling again if nothing happens before; none if never.
     pub fn next_due(&self) -> Option<Duration> {
-        let looks = self.looks.values().copied();
+        let looks = self.looks.values().chain(self.joins.values()).copied();
         if self.running >= MAX_CATCHING_UP {
             return looks.min();
         }
@@ -424,12 +539,23 @@ impl CatchUp {
             Some(_) => None,
             None => Some(std::mem::take(&mut peer.rooms)),
         };
+        let except = rooms
+            .as_ref()
+            .map_or_else(|| peer.compared.clone(), |_| BTreeSet::new());
+        let server = server.clone();
+        let mut unreached = self.own_unreached.clone();
+        if let Some(rooms) = &rooms {
+            unreached.retain(|room, _| rooms.contains(room));
+            for room in rooms {
+                let told = unreached.get(room).cloned().unwrap_or_default();
+                self.told_unreached.insert((server.clone(), room.clone()), told);
+            }
+        }
         Some(Task::Exchange {
-            server: server.clone(),
-            except: rooms
-                .as_ref()
-                .map_or_else(|| peer.compared.clone(), |_| BTreeSet::new()),
+            server,
             rooms,
+            except,
+            unreached,
         })
     }
 
@@ -446,14 +572,12 @@ impl CatchUp {
             wanted: wanted.events.keys().cloned().collect(),
             tellers: wanted.depths.clone(),
             tried: wanted.tried.clone(),
+            lacking: wanted.lacking.clone(),
         })
     }
 
-    /// Whether a server holds a head, or its author's server sees to that.
-    fn is_told(&self, watched: &Watched, server: &ServerName) -> bool {
-        if watched.holders.contains(server) {
-            return true;
-        }
+    /// Whether a head's author's server sees to it that a server holds it.
+    fn is_vouched_for(&self, watched: &Watched, server: &ServerName) -> bool {
         let Some(author) = &watched.by_author else {
             return false;
         };
@@ -482,17 +606,19 @@ impl Peer {
     }
 }
 
-/// Whom to ask for what lacks: those who told of it, then other members that are connected, each once; when all were asked
-/// in vain, a teller again, and whether the state before what does not connect may be told now.
+/// Whom to ask for what lacks: those who told of it, then other members that are connected, each once; when all answered
+/// that they do not have it, a teller again, and that now the state before what does not connect may be told.
 pub fn whom_to_ask(
     tellers: &BTreeMap<OwnedServerName, u64>,
     connected: &BTreeSet<OwnedServerName>,
     tried: &BTreeSet<OwnedServerName>,
+    lacking: &BTreeSet<OwnedServerName>,
 ) -> Option<(OwnedServerName, bool)> {
     let tellers = || tellers.keys().filter(|server| connected.contains(*server));
     let untried = tellers().chain(connected).find(|server| !tried.contains(*server));
-    match untried {
-        Some(server) => Some((server.clone(), false)),
-        None => tellers().next().map(|server| (server.clone(), true)),
+    if let Some(server) = untried {
+        return Some((server.clone(), false));
     }
+    let all_lack = connected.iter().all(|server| lacking.contains(server));
+    tellers().next().map(|server| (server.clone(), all_lack))
 }

@@ -56,15 +56,15 @@ mod tests {
 
     fn ids(range: std::ops::Range<usize>) -> Vec<OwnedEventId> {
         range
-            .map(|number| format!("$event-{number:03}").try_into().unwrap())
+            .map(|number| format!("$event-{number:04}").try_into().unwrap())
             .collect()
     }
 
     #[test]
     fn heads_are_equal_in_any_order_and_beyond_what_is_named() {
-        let reversed = ids(0..80).into_iter().rev().collect();
-        assert!(Heads::new(ids(0..80), 3).equal(&Heads::new(reversed, 4)));
-        let (most, all) = (Heads::new(ids(0..79), 3), Heads::new(ids(0..80), 3));
+        let reversed = ids(0..1_080).into_iter().rev().collect();
+        assert!(Heads::new(ids(0..1_080), 3).equal(&Heads::new(reversed, 4)));
+        let (most, all) = (Heads::new(ids(0..1_079), 3), Heads::new(ids(0..1_080), 3));
         assert_eq!((&most.events, most.events.len()), (&all.events, MAX_HEADS));
         assert!(!most.equal(&all) && all.is_sound());
     }

@@ -49,7 +49,7 @@ pub use import::{ImportError, import_room, oldest_first};
 pub use pdu::{DEFAULT_VERSION, Pdu, PduError, SUPPORTED_VERSIONS, rules};
 pub use pull::{Ask, Pull};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
-pub use receive::{receive, receive_history, receive_outlier, receive_with_state};
+pub use receive::{JOINS_HEADS, receive, receive_history, receive_outlier, receive_with_state};
 pub use reconcile::{EventSet, ReconcileError, Reconciliation, SetKey, answer_reconciliation};
 pub use resolve::resolve;
 pub use stripped::{STRIPPED_TYPES, prune_stripped_state, stripped_state};

@@ -37,8 +37,11 @@ pub const MAX_GAP_ROUNDS: usize = 10;
 /// Events asked for in one `get_missing_events` or `backfill` request.
 pub const MISSING_EVENTS_PER_REQUEST: usize = 100;
 
-/// Forward extremities that are told by name. Beyond that only their number and digest tell them apart.
-pub const MAX_HEADS: usize = 50;
+/// Forward extremities that are told by name. Beyond that only a digest tells them apart, until some are joined.
+pub const MAX_HEADS: usize = 1_000;
+
+/// Forward extremities of a room that are watched one by one, after each event.
+pub const FEW_HEADS: usize = 50;
 
 /// Rooms of which one message tells the heads.
 pub const MAX_ROOMS_PER_EXCHANGE: usize = 100;
@@ -70,6 +73,10 @@ pub const MAX_TOLD: usize = 5;
 /// How long a room's new heads may stay untold before they are told.
 pub const TELL_AFTER: Duration = Duration::from_secs(1);
 
+/// How long an author's server is believed to tell all members what it told here: then one member is asked, in case it was
+/// told something else.
+pub const CHECK_AFTER: Duration = Duration::from_secs(10);
+
 /// Members that are told of new heads at once; the others follow.
 pub const TOLD_AT_ONCE: usize = 4;
 
@@ -79,8 +86,16 @@ pub const MAX_CATCHING_UP: usize = 4;
 /// Events whose holders are remembered.
 pub const MAX_WATCHED: usize = 4_096;
 
-/// Attempts to pull something before it waits for the next news of it.
-pub const MAX_PULL_FAILURES: u32 = 8;
+/// Members whom a server says that it cannot tell, by room.
+pub const MAX_UNREACHED: usize = 100;
+
+/// Forward extremities of a room from which on this server joins them with an event of its own, since every further event
+/// costs their resolution.
+pub const MAX_EXTREMITIES: usize = 10;
+
+/// How long many forward extremities stay before they are joined: a member's next message may do that. Up to twice as
+/// long, at random.
+pub const JOIN_HEADS_AFTER: Duration = Duration::from_secs(20);
 
 /// Auth and state events that may be fetched one by one before the whole state is asked for instead.
 pub const MAX_SINGLE_FETCHES: usize = 50;

@@ -55,6 +55,10 @@ pub fn receive_history<R: RoomReader>(
     Receipt::new(reader, checked)?.history(state)
 }
 
+/// The type of events that do nothing but join a room's forward extremities. Synapse's name for them; clients never see
+/// them.
+pub const JOINS_HEADS: &str = "org.matrix.dummy_event";
+
 /// One event on its way through the checks.
 struct Receipt<'a, R: RoomReader> {
     reader: &'a R,
@@ -358,7 +362,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             reason: verdict.reason,
             outlier: false,
             history: false,
-            withheld: false,
+            withheld: self.pdu.kind().to_string() == JOINS_HEADS,
             state_before: before,
             sets,
             current_state: CurrentState::Unchanged,

@@ -74,6 +74,16 @@ impl ReadTxn<'_> {
         .collect()
     }
 
+    /// Events of a room's graph that are not held, since nobody had them when those after them came.
+    pub fn gaps(&self, room: &RoomId) -> Result<Vec<OwnedEventId>, StoreError> {
+        self.names(
+            "SELECT prev FROM gaps LEFT JOIN events ON event_id = prev AND outlier = 0
+             WHERE gaps.room = (SELECT room FROM rooms WHERE room_id = ?) AND event IS NULL ORDER BY prev LIMIT 50",
+            "event id",
+            [room.as_str()],
+        )
+    }
+
     /// Whether events of a room wait to be sent to a server.
     pub fn has_outgoing(&self, server: &ServerName, room: &RoomId) -> Result<bool, StoreError> {
         let sql = "SELECT 1 FROM outbox JOIN events USING (event)
@@ -85,6 +95,21 @@ impl ReadTxn<'_> {
 }
 
 impl WriteTxn<'_> {
+    /// Remembers those of some events that are not held as gaps in a room's graph. They are forgotten when they are kept.
+    pub fn note_gaps(&self, room: &RoomId, prev: &[OwnedEventId]) -> Result<(), StoreError> {
+        let Some(room) = self.room_no(room)? else {
+            return Ok(());
+        };
+        for id in prev {
+            if self.event_row(id)?.is_none_or(|held| held.outlier) {
+                self.conn()
+                    .prepare_cached("INSERT OR IGNORE INTO gaps (prev, room) VALUES (?, ?)")?
+                    .execute((id.as_str(), room))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets the events of a room that wait to be sent to a server: it holds all that this one does.
     pub fn forget_outgoing(&self, server: &ServerName, room: &RoomId) -> Result<(), StoreError> {
         let sql = "DELETE FROM outbox WHERE server = (SELECT server FROM servers WHERE name = ?)

@@ -330,6 +330,9 @@ impl WriteTxn<'_> {
         self.conn()
             .prepare_cached("DELETE FROM loose_edges WHERE prev = ?")?
             .execute([pdu.event_id().as_str()])?;
+        self.conn()
+            .prepare_cached("DELETE FROM gaps WHERE prev = ?")?
+            .execute([pdu.event_id().as_str()])?;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 // Clippy lets unwrap pass in test functions, not in what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod catch_up;
 mod checks;
 mod convergence;
 mod handshakes;

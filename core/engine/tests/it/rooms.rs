@@ -2,7 +2,8 @@
 
 use kith_engine::{
     BuildError, CreateRoom, CreateRoomError, CurrentState, EventStatus, NewState, RoomReader, RoomView, create_room,
-    testing::{MemoryRooms, TestServer},
+    receive_with_state,
+    testing::{MemoryRooms, TestServer, at},
 };
 use ruma::{
     CanonicalJsonObject, OwnedEventId, RoomVersionId,
@@ -433,4 +434,41 @@ fn a_message_on_an_old_state_can_change_the_current_one() {
         let key = (StateEventType::RoomTopic, String::new());
         assert_eq!(scene.state()[&key], first_id);
     }
+}
+
+/// Events of a gap arrive after what builds upon them: they become no extremities, and leave none behind.
+#[test]
+fn what_comes_late_leaves_the_heads_as_they_are() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["bob"]);
+    let start = scene.last();
+    let missed = scene.craft(&[&start], "bob", "m.room.message", None, json!({"body": "missed"}));
+    let missed_id = missed.event_id().to_owned();
+    // Another server holds what this one lacks, and tells the state before the event after it.
+    let mut elsewhere = scene.rooms.clone();
+    elsewhere.accept(&missed);
+    let server = scene.server("bob");
+    let build = |rooms: &MemoryRooms, prev: &OwnedEventId, body: &str, now| {
+        let draft = scene.draft("bob", "m.room.message", None, json!({"body": body}));
+        rooms.build_on(server, &scene.room, std::slice::from_ref(prev), &draft, at(now))
+    };
+    let missed_too = build(&elsewhere, &missed_id, "missed too", 5_000);
+    elsewhere.accept(&missed_too);
+    let later = build(&elsewhere, &missed_too.event_id().to_owned(), "later", 5_001);
+    let state: Vec<OwnedEventId> = scene.state().into_values().collect();
+    let applied = receive_with_state(&scene.rooms, &later, &state)
+        .unwrap()
+        .applied()
+        .unwrap();
+    scene.rooms.save(&applied);
+    for (event, heads) in [(&missed, 2), (&missed_too, 1)] {
+        scene.rooms.accept(event);
+        assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap().len(), heads);
+    }
+    assert!(
+        !scene
+            .rooms
+            .forward_extremities(&scene.room)
+            .unwrap()
+            .contains(&missed_id)
+    );
 }

@@ -151,7 +151,7 @@ impl Homeserver {
             rooms.clone(),
             news.clone(),
         );
-        let catch_up = CatchUp::new(context.clone(), incoming.clone(), news);
+        let catch_up = CatchUp::new(context.clone(), incoming.clone(), rooms.clone(), news);
         timeline.set_history(Arc::new(incoming.clone()));
         let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
         let sync = Sync::new(

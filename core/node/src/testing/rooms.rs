@@ -49,25 +49,22 @@ pub(crate) async fn until_text(node: &Node, room: &OwnedRoomId, text: &str) -> V
     .await
 }
 
-/// Waits until two nodes have the same forward extremities and the same state.
+/// Waits until all these nodes have the same forward extremities. It looks again after every commit of any of them.
 pub(crate) async fn until_alike(nodes: &[&Node], room: &OwnedRoomId) {
-    let mut first: Option<BTreeSet<String>> = None;
-    for node in nodes {
-        let room = room.clone();
-        let expected = first.clone();
-        let found = eventually(node, move |txn| {
-            let heads: BTreeSet<String> = txn
-                .forward_extremities(&room)?
-                .into_iter()
-                .map(|id| id.to_string())
-                .collect();
-            Ok(expected
-                .as_ref()
-                .is_none_or(|expected| *expected == heads)
-                .then_some(heads))
-        })
-        .await;
-        first = Some(found);
+    let mut commits: Vec<_> = nodes.iter().map(|node| node.hs.context.store.committed()).collect();
+    loop {
+        let mut found = BTreeSet::new();
+        for (node, committed) in nodes.iter().zip(&mut commits) {
+            committed.borrow_and_update();
+            let room = room.clone();
+            let read = node.hs.context.store.read(move |txn| txn.forward_extremities(&room));
+            found.insert(BTreeSet::from_iter(read.await.unwrap()));
+        }
+        if found.len() == 1 {
+            return;
+        }
+        let changes = commits.iter_mut().map(|committed| Box::pin(committed.changed()));
+        futures::future::select_all(changes).await.0.unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ pub mod exchange_heads {
 
     use kith_engine::Heads;
     use ruma::{
-        OwnedRoomId,
+        OwnedRoomId, OwnedServerName,
         api::{federation::authentication::ServerSignatures, request, response},
         metadata,
     };
@@ -24,6 +24,9 @@ pub mod exchange_heads {
     pub struct Request {
         /// As the asking server has them: at the most 100 rooms.
         pub rooms: BTreeMap<OwnedRoomId, Heads>,
+        /// Servers in these rooms that the asking one cannot tell itself what it sends there: up to 100 a room.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub unreached: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
     }
 
     /// The same rooms, without those of which the asking server is no member.
@@ -39,7 +42,10 @@ pub mod exchange_heads {
     impl Request {
         /// A request about these rooms.
         pub fn new(rooms: BTreeMap<OwnedRoomId, Heads>) -> Self {
-            Self { rooms }
+            Self {
+                rooms,
+                unreached: BTreeMap::new(),
+            }
         }
     }
 

@@ -22,7 +22,8 @@ async fn exchange_heads(
     args: Args<exchange_heads::Request>,
 ) -> Result<exchange_heads::Response, Error> {
     let Peer(peer) = args.caller;
-    let (rooms, holds) = hs.catch_up.handle_exchange(peer, args.request.rooms).await?;
+    let exchange_heads::Request { rooms, unreached } = args.request;
+    let (rooms, holds) = hs.catch_up.handle_exchange(peer, rooms, unreached).await?;
     Ok(exchange_heads::Response::new(rooms, holds))
 }
 

@@ -17,6 +17,9 @@ use crate::{
 /// Rooms and their heads.
 type Told = BTreeMap<OwnedRoomId, Heads>;
 
+/// Members whom a server cannot tell itself, by room.
+pub(super) type Unreached = BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>;
+
 impl CatchUp {
     /// Answers a server that tells its heads, and has what it showed to be lacking here pulled. Returns the heads of the same
     /// rooms, and of which rooms everything told is held. A room that is not the server's business is left out, as one that
@@ -25,6 +28,7 @@ impl CatchUp {
         &self,
         peer: OwnedServerName,
         rooms: Told,
+        unreached: Unreached,
     ) -> Result<(Told, BTreeSet<OwnedRoomId>), Error> {
         if rooms.len() > MAX_ROOMS_PER_EXCHANGE || !rooms.values().all(Heads::is_sound) {
             return Err(Error::invalid_param(format!(
@@ -33,6 +37,11 @@ impl CatchUp {
         }
         let own = self.shared.own_heads(&peer, rooms.keys().cloned().collect()).await?;
         let holds = self.shared.compare(&peer, &own, &rooms).await?;
+        let now = self.shared.now();
+        for room in own.keys() {
+            let unreached = unreached.get(room).cloned().unwrap_or_default();
+            self.shared.decisions().handle_unreached(room, &peer, unreached, now);
+        }
         self.shared.changed.notify_one();
         Ok((own, holds))
     }
@@ -45,8 +54,9 @@ impl Shared {
         server: &OwnedServerName,
         rooms: Option<BTreeSet<OwnedRoomId>>,
         except: &BTreeSet<OwnedRoomId>,
+        unreached: &Unreached,
     ) -> Result<(), ExchangeFailure> {
-        let exchanged = self.exchange_all(server, rooms, except).await;
+        let exchanged = self.exchange_all(server, rooms, except, unreached).await;
         exchanged.map_err(|error| match error {
             Error::Network(NetworkError::Refused { kind, .. }) if *kind == ErrorKind::Unrecognized => {
                 ExchangeFailure::Deaf
@@ -63,6 +73,7 @@ impl Shared {
         server: &OwnedServerName,
         rooms: Option<BTreeSet<OwnedRoomId>>,
         except: &BTreeSet<OwnedRoomId>,
+        unreached: &Unreached,
     ) -> Result<(), Error> {
         let rooms: Vec<OwnedRoomId> = match rooms {
             Some(rooms) => rooms.into_iter().collect(),
@@ -77,7 +88,11 @@ impl Shared {
             if own.is_empty() {
                 continue;
             }
-            let request = exchange_heads::Request::new(own.clone());
+            let mut request = exchange_heads::Request::new(own.clone());
+            let spoken_of = unreached.iter().filter(|(room, _)| own.contains_key(*room));
+            request.unreached = spoken_of
+                .map(|(room, servers)| (room.clone(), servers.clone()))
+                .collect();
             let mut answer = client::request(&self.ctx, server, request).await?;
             answer.rooms.retain(|_, heads| heads.is_sound());
             self.compare(server, &own, &answer.rooms).await?;
@@ -121,6 +136,8 @@ impl Shared {
             if lacking.is_empty() {
                 holds.insert(room.clone());
             }
+            let gapped = room.clone();
+            lacking.extend(self.ctx.store.read(move |txn| txn.gaps(&gapped)).await?);
             let compared = Compared {
                 room: room.clone(),
                 told: own.events.clone(),

@@ -2,6 +2,8 @@
 //! Servers that meet, or whose rooms moved untold, exchange heads; who lacks something pulls it from whoever has it. Who is
 //! asked when is the engine's decision ([`kith_engine::CatchUp`]); nothing is judged here.
 
+#[cfg(test)]
+mod bad_members;
 mod heads;
 mod news;
 mod run;
@@ -16,7 +18,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{Context, Incoming, tasks::Tasks};
+use super::{Context, Incoming, Rooms, tasks::Tasks};
 
 pub use news::News;
 
@@ -31,6 +33,7 @@ pub struct CatchUp {
 struct Shared {
     ctx: Context,
     incoming: Incoming,
+    rooms: Rooms,
     news: News,
     decisions: Mutex<Decisions>,
     /// Something was decided outside of the loop.
@@ -40,12 +43,13 @@ struct Shared {
 
 impl CatchUp {
     /// Makes the service; it asks nobody before [`CatchUp::start`].
-    pub fn new(ctx: Context, incoming: Incoming, news: News) -> Self {
+    pub fn new(ctx: Context, incoming: Incoming, rooms: Rooms, news: News) -> Self {
         let decisions = Mutex::new(Decisions::new(ctx.server_name.clone()));
         Self {
             shared: Arc::new(Shared {
                 ctx,
                 incoming,
+                rooms,
                 news,
                 decisions,
                 changed: Notify::new(),

@@ -6,8 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kith_engine::{Applied, limits::MAX_HEADS};
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
+use kith_engine::{Applied, CheckedPdu, limits::FEW_HEADS};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
 /// News of holders that wait to be taken up; the oldest make room, at the cost of telling somebody twice.
@@ -28,10 +28,31 @@ struct Inner {
 /// All news since they were last taken.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// The rooms whose heads moved: with which event, and the heads since then, if they are few.
-    pub(super) moved: BTreeMap<OwnedRoomId, (OwnedEventId, Option<Vec<OwnedEventId>>)>,
+    /// The rooms whose heads moved.
+    pub(super) moved: BTreeMap<OwnedRoomId, Moved>,
     /// Servers that hold an event; whether it is theirs and they sent it here.
     pub(super) holders: VecDeque<(OwnedEventId, OwnedServerName, bool)>,
+    /// Events that a server sent before what comes before them could be had: to be pulled.
+    pub(super) unconnected: VecDeque<Unconnected>,
+}
+
+/// How a room's heads moved last.
+pub(super) struct Moved {
+    /// With which event.
+    pub(super) event: OwnedEventId,
+    /// Whose it is.
+    pub(super) author: OwnedServerName,
+    /// The heads since then, if they are few.
+    pub(super) heads: Option<Vec<OwnedEventId>>,
+}
+
+/// An event that could not be kept yet.
+pub(super) struct Unconnected {
+    pub(super) room: OwnedRoomId,
+    pub(super) event: OwnedEventId,
+    pub(super) depth: u64,
+    /// Who sent it.
+    pub(super) from: OwnedServerName,
 }
 
 impl News {
@@ -40,9 +61,12 @@ impl News {
         let Some(heads) = &applied.forward_extremities else {
             return;
         };
-        let (room, id) = (applied.pdu.room_id().to_owned(), applied.event_id().to_owned());
-        let heads = (heads.len() <= MAX_HEADS).then(|| heads.clone());
-        self.lock().moved.insert(room, (id, heads));
+        let moved = Moved {
+            event: applied.event_id().to_owned(),
+            author: applied.pdu.sender().server_name().to_owned(),
+            heads: (heads.len() <= FEW_HEADS).then(|| heads.clone()),
+        };
+        self.lock().moved.insert(applied.pdu.room_id().to_owned(), moved);
         self.inner.arrived.notify_one();
     }
 
@@ -58,6 +82,22 @@ impl News {
         self.inner.arrived.notify_one();
     }
 
+    /// An event was sent here, but what comes before it could not be had from its sender now.
+    pub(crate) fn note_unconnected(&self, event: &CheckedPdu, from: &ServerName) {
+        let unconnected = Unconnected {
+            room: event.room_id().to_owned(),
+            event: event.event_id().to_owned(),
+            depth: event.pdu().depth(),
+            from: from.to_owned(),
+        };
+        let mut waiting = self.lock();
+        waiting.unconnected.push_back(unconnected);
+        if waiting.unconnected.len() > FEW_HEADS {
+            waiting.unconnected.pop_front();
+        }
+        self.inner.arrived.notify_one();
+    }
+
     pub(super) fn take(&self) -> Waiting {
         std::mem::take(&mut *self.lock())
     }
@@ -69,7 +109,7 @@ impl News {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let waiting = self.lock();
-        waiting.moved.is_empty() && waiting.holders.is_empty()
+        waiting.moved.is_empty() && waiting.holders.is_empty() && waiting.unconnected.is_empty()
     }
 
     /// A poisoned lock only says that another thread panicked; the lists are whole at every step.

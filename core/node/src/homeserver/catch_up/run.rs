@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use kith_engine::{Looked, Pulled, RoomReader, Task, limits::TOLD_AT_ONCE, whom_to_ask};
+use kith_engine::{Compared, Looked, Pulled, RoomReader, Task, limits::TOLD_AT_ONCE, whom_to_ask};
 use rand::RngCore;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
 use tokio::{
@@ -14,8 +14,12 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use super::Shared;
-use crate::{Error, homeserver::tasks::Tasks, network::PeerEvent};
+use super::{Shared, heads::Unreached};
+use crate::{
+    Error,
+    homeserver::tasks::Tasks,
+    network::{NetworkError, PeerEvent},
+};
 
 /// Runs until the service ends.
 pub(super) async fn run(shared: Arc<Shared>, tasks: Tasks, mut events: Receiver<PeerEvent>) {
@@ -26,18 +30,31 @@ pub(super) async fn run(shared: Arc<Shared>, tasks: Tasks, mut events: Receiver<
         while let Some(task) = shared.next_task() {
             match task {
                 Task::Look(room) => shared.look(room).await,
-                Task::Exchange { server, rooms, except } => {
+                Task::Exchange {
+                    server,
+                    rooms,
+                    except,
+                    unreached,
+                } => {
                     let shared = Arc::clone(&shared);
-                    tasks.spawn(async move { shared.run_exchange(server, rooms, except).await });
+                    tasks.spawn(async move { shared.run_exchange(server, rooms, except, unreached).await });
+                }
+                Task::JoinHeads(room) => {
+                    let shared = Arc::clone(&shared);
+                    tasks.spawn(async move { shared.join_heads(room).await });
                 }
                 Task::Pull {
                     room,
                     wanted,
                     tellers,
                     tried,
+                    lacking,
                 } => {
                     let shared = Arc::clone(&shared);
-                    tasks.spawn(async move { shared.run_pull(room, wanted, tellers, tried).await });
+                    tasks.spawn(async move {
+                        let from = shared.whom(&room, &tellers, &tried, &lacking).await;
+                        shared.run_pull(room, wanted, tellers, from).await;
+                    });
                 }
             }
         }
@@ -90,11 +107,21 @@ impl Shared {
         let news = self.news.take();
         let now = self.now();
         let mut decisions = self.decisions();
-        for (room, (event, heads)) in news.moved {
-            decisions.handle_moved(&room, event, heads.as_deref(), now);
+        for (room, moved) in news.moved {
+            let own = self.ctx.is_self(&moved.author);
+            decisions.handle_moved(&room, moved.event, own, moved.heads.as_deref(), now);
         }
         for (event, server, author) in news.holders {
             decisions.handle_holder(&event, &server, author);
+        }
+        for unconnected in news.unconnected {
+            let compared = Compared {
+                room: unconnected.room,
+                told: Vec::new(),
+                lacking: vec![unconnected.event],
+                depth: unconnected.depth,
+            };
+            decisions.handle_compared(&unconnected.from, &compared, now);
         }
     }
 
@@ -121,8 +148,8 @@ impl Shared {
         });
         match read.await {
             Ok(looked) => {
-                let now = self.now();
-                self.decisions().handle_looked(&room, &looked, now);
+                let (now, random) = (self.now(), self.ctx.world.rng().next_u64());
+                self.decisions().handle_looked(&room, &looked, now, random);
             }
             Err(error) => tracing::warn!(%room, %error, "a room's heads could not be read"),
         }
@@ -133,8 +160,9 @@ impl Shared {
         server: OwnedServerName,
         rooms: Option<BTreeSet<OwnedRoomId>>,
         except: BTreeSet<OwnedRoomId>,
+        unreached: Unreached,
     ) {
-        let outcome = self.exchange(&server, rooms.clone(), &except).await;
+        let outcome = self.exchange(&server, rooms.clone(), &except, &unreached).await;
         let (now, random) = (self.now(), self.ctx.world.rng().next_u64());
         self.decisions()
             .handle_exchanged(&server, rooms.as_ref(), outcome, now, random);
@@ -146,21 +174,23 @@ impl Shared {
         room: OwnedRoomId,
         wanted: Vec<OwnedEventId>,
         tellers: BTreeMap<OwnedServerName, u64>,
-        tried: BTreeSet<OwnedServerName>,
+        from: Option<(OwnedServerName, bool)>,
     ) {
-        let from = self.whom(&room, &tellers, &tried).await;
         let outcome = match &from {
             Some((server, last_resort)) => {
                 let depth = tellers.get(server).or_else(|| tellers.values().max());
                 let depth = depth.copied().unwrap_or(0);
                 self.incoming.pull(&room, server, &wanted, depth, *last_resort).await
             }
-            None => Ok(Pulled::Failed),
+            None => Ok(Pulled::Nobody),
         };
         let server = from.map(|(server, _)| server);
         let outcome = outcome.unwrap_or_else(|error| {
             tracing::debug!(%room, ?server, %error, "what a room lacks could not be pulled");
-            Pulled::Failed
+            match error {
+                Error::Network(NetworkError::Refused { .. }) => Pulled::Lacking,
+                _ => Pulled::Unanswered,
+            }
         });
         let held = self.held_of(wanted).await;
         let (now, random) = (self.now(), self.ctx.world.rng().next_u64());
@@ -181,13 +211,20 @@ impl Shared {
         room: &OwnedRoomId,
         tellers: &BTreeMap<OwnedServerName, u64>,
         tried: &BTreeSet<OwnedServerName>,
+        lacking: &BTreeSet<OwnedServerName>,
     ) -> Option<(OwnedServerName, bool)> {
         let wanted = room.clone();
         let members = self.ctx.store.read(move |txn| txn.joined_servers(&wanted)).await;
         let members: BTreeSet<OwnedServerName> = members.unwrap_or_default().into_iter().collect();
         let peers = self.ctx.network.peers().into_iter().map(|peer| peer.server_name);
         let connected = peers.filter(|server| members.contains(server)).collect();
-        whom_to_ask(tellers, &connected, tried)
+        whom_to_ask(tellers, &connected, tried, lacking)
+    }
+
+    async fn join_heads(&self, room: OwnedRoomId) {
+        if let Err(error) = self.rooms.join_heads(&room).await {
+            tracing::debug!(%room, %error, "many forward extremities could not be joined");
+        }
     }
 
     async fn held_of(&self, wanted: Vec<OwnedEventId>) -> Vec<OwnedEventId> {

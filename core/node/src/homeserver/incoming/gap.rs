@@ -16,6 +16,7 @@ use ruma::{
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
+    pull::Past,
     unconnected::Unconnected,
 };
 use crate::{
@@ -60,10 +61,14 @@ impl Incoming {
                     let chain = self.fetch_auth_chain(&asked, &id).await?;
                     self.keep_outliers(chain).await?
                 }
-                Fetch::Pull => {
-                    let pulled = self.pull_past(&asked, &event, missing.prev).await?;
-                    usize::from(pulled)
-                }
+                Fetch::Pull => match self.pull_past(&asked, &event, missing.prev, from).await? {
+                    Past::Held => 1,
+                    Past::Foreign => 0,
+                    Past::Later => {
+                        self.news.note_unconnected(&event, from);
+                        return Ok(Err("what comes before it is being fetched".to_owned()));
+                    }
+                },
                 Fetch::State(id) => {
                     let state = self.fetch_state(&asked, &id).await?;
                     return self.receive_told(event, state).await;
@@ -219,6 +224,7 @@ impl Incoming {
                 Outcome::Known => Ok(Ok(())),
                 Outcome::Applied(applied) => {
                     rooms.keep(txn, &applied)?;
+                    txn.note_gaps(event.room_id(), event.pdu().prev_events())?;
                     Ok(verdict(applied.status, applied.reason))
                 }
                 Outcome::Missing(_) => Ok(Err("the events that authorise it are not to be had".to_owned())),

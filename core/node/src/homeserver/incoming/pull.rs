@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use kith_engine::{Ask, CheckedPdu, Pull, Pulled, RoomReader, limits::MAX_EVENTS_PER_PULL};
+use kith_engine::{
+    Ask, CheckedPdu, Pull, Pulled, RoomReader,
+    limits::{FEW_HEADS, MAX_EVENTS_PER_PULL},
+};
 use kith_store::ReadTxn;
 use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 
@@ -13,7 +16,12 @@ use super::{
     gap::{Attempt, keep_live},
     unconnected::Unconnected,
 };
-use crate::{Error, federation::catch_up::api::pull, homeserver::rooms::state::find_room, network::Limits};
+use crate::{
+    Error,
+    federation::catch_up::api::pull,
+    homeserver::rooms::state::find_room,
+    network::{Limits, NetworkError},
+};
 
 /// What an answer with pulled events may cost.
 const PULL: Limits = Limits {
@@ -23,6 +31,16 @@ const PULL: Limits = Limits {
 };
 /// Pulled events kept in one commit, so that the writer is never held up for long.
 const EVENTS_PER_COMMIT: usize = 100;
+
+/// What became of an attempt to pull what comes before an event.
+pub(super) enum Past {
+    /// It is held now.
+    Held,
+    /// It could not be had now: who else has it, catching up will show.
+    Later,
+    /// The server speaks of no such things.
+    Foreign,
+}
 
 /// A turn under way: whom it asks, for what, and what it has at hand.
 struct Turn {
@@ -53,26 +71,27 @@ impl Incoming {
         self.run_pull(asked.only(from), wanted.to_vec(), pull).await
     }
 
-    /// Pulls all that lies between an event and what is held, from whoever is asked first. Returns whether it is held now. The
-    /// room's turn must be taken.
+    /// Pulls all that lies between an event and what is held, from its sender. The room's turn must be taken.
     pub(super) async fn pull_past(
         &self,
         asked: &Asked,
         event: &CheckedPdu,
         missing: Vec<OwnedEventId>,
-    ) -> Result<bool, Error> {
-        let Some(from) = asked.first() else { return Ok(false) };
+        from: &ServerName,
+    ) -> Result<Past, Error> {
         let Some((_, own_depth)) = self.pulled_room(event.room_id(), from).await? else {
-            return Ok(false);
+            return Ok(Past::Foreign);
         };
         let pull = Pull::new(own_depth, event.pdu().depth(), false);
         match self.run_pull(asked.only(from), missing, pull).await {
-            Ok(pulled) => Ok(matches!(pulled, Pulled::Done | Pulled::Postponed)),
-            Err(error @ (Error::Store(_) | Error::Internal(..))) => Err(error),
-            Err(error) => {
-                tracing::debug!(%from, %error, "a server does not help to catch up");
-                Ok(false)
+            Ok(Pulled::Done) => Ok(Past::Held),
+            Ok(_) => Ok(Past::Later),
+            Err(Error::Network(NetworkError::Refused { .. })) => Ok(Past::Foreign),
+            Err(Error::Network(error)) => {
+                tracing::debug!(%from, %error, "a server sent an event, but not what comes before it");
+                Ok(Past::Later)
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -131,7 +150,7 @@ impl Incoming {
                 }
                 Ask::Done => return Ok(Pulled::Done),
                 Ask::Postponed => return Ok(Pulled::Postponed),
-                Ask::GiveUp => return Ok(Pulled::Failed),
+                Ask::GiveUp => return Ok(Pulled::Lacking),
             }
         }
     }
@@ -185,7 +204,7 @@ impl Incoming {
             let room = room.clone();
             let extremities = self.ctx.store.read(move |txn| txn.forward_extremities(&room));
             held = extremities.await?;
-            held.truncate(kith_engine::limits::MAX_HEADS);
+            held.truncate(FEW_HEADS);
         }
         let request = || {
             let mut request = pull::Request::new(room.clone(), ids.clone());

@@ -73,6 +73,11 @@ impl<'a, 't> Commit<'a, 't> {
         self.accept(&checked)
     }
 
+    /// Whether a user's home is this node.
+    pub(super) fn is_local(&self, user: &UserId) -> bool {
+        self.rooms.ctx.is_local(user)
+    }
+
     /// What signs this node's events.
     pub(super) fn signer(&self) -> Signer<'a, NodeKey> {
         signer(&self.rooms.ctx)

@@ -6,6 +6,7 @@ mod commit;
 mod create;
 mod directory;
 mod enter;
+mod heads;
 mod invite;
 mod join;
 mod keep;
