@@ -49,13 +49,12 @@ pub(crate) async fn until_text(node: &Node, room: &OwnedRoomId, text: &str) -> V
     .await
 }
 
-/// Waits until all these nodes have the same forward extremities. It looks again after every commit of any of them.
+/// Waits until all these nodes have the same forward extremities. Events that clients are not shown move no position that
+/// could be waited on, so it looks again and again.
 pub(crate) async fn until_alike(nodes: &[&Node], room: &OwnedRoomId) {
-    let mut commits: Vec<_> = nodes.iter().map(|node| node.hs.context.store.committed()).collect();
     loop {
         let mut found = BTreeSet::new();
-        for (node, committed) in nodes.iter().zip(&mut commits) {
-            committed.borrow_and_update();
+        for node in nodes {
             let room = room.clone();
             let read = node.hs.context.store.read(move |txn| txn.forward_extremities(&room));
             found.insert(BTreeSet::from_iter(read.await.unwrap()));
@@ -63,8 +62,7 @@ pub(crate) async fn until_alike(nodes: &[&Node], room: &OwnedRoomId) {
         if found.len() == 1 {
             return;
         }
-        let changes = commits.iter_mut().map(|committed| Box::pin(committed.changed()));
-        futures::future::select_all(changes).await.0.unwrap();
+        tokio::task::yield_now().await;
     }
 }
 
