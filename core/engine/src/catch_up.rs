@@ -201,7 +201,7 @@ impl CatchUp {
         self.told_unreached.retain(|(told, _), _| told != server);
         for watched in self.watched.values_mut() {
             if watched.by_author.take_if(|author| author == server).is_some() {
-                self.looks.entry(watched.room.clone()).or_insert(now + TELL_AFTER);
+                look_by(&mut self.looks, &watched.room, now + TELL_AFTER);
             }
         }
     }
@@ -231,7 +231,7 @@ impl CatchUp {
             by_author: None,
         };
         self.watched.entry(event).or_insert(watched);
-        self.looks.entry(room.to_owned()).or_insert(now + TELL_AFTER);
+        look_by(&mut self.looks, room, now + TELL_AFTER);
     }
 
     /// A server is known to hold an event. `author`: it made it, and sent it here itself.
@@ -266,7 +266,7 @@ impl CatchUp {
         }
         if self.unreached.len() < MAX_WATCHED && unreached.len() <= MAX_UNREACHED {
             self.unreached.insert(key, unreached);
-            self.looks.entry(room.to_owned()).or_insert(now + TELL_AFTER);
+            look_by(&mut self.looks, room, now + TELL_AFTER);
         }
     }
 
@@ -604,6 +604,12 @@ impl Peer {
         let due = [self.all, rooms].into_iter().flatten().min()?;
         Some(due.max(self.not_before))
     }
+}
+
+/// Has a room looked at then, or sooner if that is due already.
+fn look_by(looks: &mut BTreeMap<OwnedRoomId, Duration>, room: &RoomId, at: Duration) {
+    let due = looks.entry(room.to_owned()).or_insert(at);
+    *due = at.min(*due);
 }
 
 /// Whom to ask for what lacks: those who told of it, then other members that are connected, each once; when all answered
