@@ -75,7 +75,7 @@ pub(crate) async fn check(world: &World, society: &Society, clients: &[Client]) 
     for id in ids {
         let room = Room::look(world, id).await;
         room.check_equal(&mut findings);
-        room.check_members(world, &mut findings);
+        room.check_members(world, society, &mut findings);
         // A member may fetch what it was not sent when somebody looks for it.
         room.check_timelines(&sent, clients, &mut findings).await;
         room.check_events(world, &mut findings).await;
@@ -182,7 +182,7 @@ impl Room {
     }
 
     /// The table of members says what the state says, and whoever is in the room by the others' word knows it.
-    fn check_members(&self, world: &World, findings: &mut Vec<Finding>) {
+    fn check_members(&self, world: &World, society: &Society, findings: &mut Vec<Finding>) {
         for held in &self.held {
             let by_state: BTreeSet<String> = held
                 .state
@@ -198,7 +198,10 @@ impl Room {
                     self.id, held.node, held.joined
                 )));
             }
-            for user in &held.joined {
+            // A join that was cut short stands in the room though its node has nothing of it, until its user tries again:
+            // nobody was told that it was done.
+            let told = |user: &&String| society.was_told_of_joining(self.id.as_str(), user);
+            for user in held.joined.iter().filter(told) {
                 let server = user.split_once(':').map_or("", |(_, server)| server);
                 let Some(node) = world.nodes.iter().position(|node| node.name == server) else {
                     continue;
@@ -367,6 +370,13 @@ async fn timeline_of(client: &Client, room: &RoomId) -> Result<BTreeMap<String, 
             *seen
                 .entry(event["event_id"].as_str().unwrap_or_default().to_owned())
                 .or_default() += 1;
+        }
+        let next = page["end"].as_str().map(|end| format!("&from={}", escape(end)));
+        if next.as_ref() == Some(&from) {
+            return Err(Finding(format!(
+                "{room}: {} reads the same page again and again",
+                client.user
+            )));
         }
         match page["end"].as_str() {
             Some(end) => from = format!("&from={}", escape(end)),

@@ -1,7 +1,9 @@
 //! The disk of one node: it takes time, may be slow or full, and stops with its machine, before a commit or right after
-//! one. What a commit has written stays: this disk never loses what was synced.
+//! one. What a commit has written stays, unless the run is one of broken nodes.
 
 use std::{
+    fs, io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use kith_engine::testing::flip_ties;
 use kith_store::{Disk, DiskFuture, Room, StoreError};
 use tokio::sync::mpsc;
 
@@ -16,6 +19,9 @@ use crate::{
     faults::{Fault, Faults},
     random::Dice,
 };
+
+/// A disk that forgets loses up to so many commits.
+const FORGOTTEN: u64 = 25;
 
 /// A machine that a node runs on, from a start to the next crash. What is left of its tasks after that reaches nothing.
 #[derive(Debug)]
@@ -58,11 +64,26 @@ struct Condition {
     full: bool,
     /// Stop at this moment of the commit after so many others.
     stop: Option<(u64, Moment)>,
+    /// Commits so far.
+    commits: u64,
+}
+
+/// What is particular about a disk.
+pub(crate) struct Settings {
+    /// The database on it.
+    pub(crate) file: PathBuf,
+    /// Whether a crash takes it back to an earlier commit.
+    pub(crate) forgets: bool,
+    /// Whether the node that writes to it resolves states with the order of times turned round.
+    pub(crate) flips: bool,
 }
 
 /// A node's disk; it outlives the machines.
 pub(crate) struct DiskDrive {
     node: usize,
+    file: PathBuf,
+    forgets: bool,
+    flips: bool,
     condition: Mutex<Condition>,
     dice: Dice,
     faults: Faults,
@@ -72,14 +93,24 @@ pub(crate) struct DiskDrive {
 
 impl DiskDrive {
     /// A disk that does well.
-    pub(crate) fn new(node: usize, dice: Dice, faults: Faults, stopped: mpsc::Sender<usize>) -> Arc<Self> {
+    pub(crate) fn new(
+        node: usize,
+        settings: Settings,
+        dice: Dice,
+        faults: Faults,
+        stopped: mpsc::Sender<usize>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node,
             condition: Mutex::new(Condition {
                 slow: false,
                 full: false,
                 stop: None,
+                commits: 0,
             }),
+            file: settings.file,
+            forgets: settings.forgets,
+            flips: settings.flips,
             dice,
             faults,
             stopped,
@@ -99,6 +130,43 @@ impl DiskDrive {
     /// The machine stops at this moment of a commit, after so many others; or no longer does.
     pub(crate) fn stop_at(&self, stop: Option<(u64, Moment)>) {
         self.lock().stop = stop;
+    }
+
+    /// Makes it what it is when a machine starts: as the last one left it, or as it was some commits before.
+    pub(crate) fn start(&self) -> io::Result<()> {
+        if !self.forgets || !self.copy_of("").exists() {
+            return Ok(());
+        }
+        fs::copy(self.copy_of(""), &self.file)?;
+        fs::copy(self.copy_of("-wal"), self.beside("-wal"))?;
+        fs::remove_file(self.beside("-shm"))
+    }
+
+    /// Remembers the file as it is now, every so many commits.
+    fn remember(&self) -> io::Result<()> {
+        if !self.forgets {
+            return Ok(());
+        }
+        let commits = {
+            let mut condition = self.lock();
+            condition.commits += 1;
+            condition.commits
+        };
+        if commits.is_multiple_of(FORGOTTEN) {
+            fs::copy(&self.file, self.copy_of(""))?;
+            fs::copy(self.beside("-wal"), self.copy_of("-wal"))?;
+        }
+        Ok(())
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.file.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    fn copy_of(&self, suffix: &str) -> PathBuf {
+        self.beside(&format!("{suffix}.copy"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Condition> {
@@ -165,6 +233,8 @@ impl Disk for Attached {
             };
             tokio::time::sleep(Duration::from_millis(millis)).await;
             self.pass(Moment::BeforeCommit, Fault::CrashedBeforeCommit)?;
+            // Everything between this and the end of the commit is this node's, on this thread.
+            flip_ties(self.drive.flips);
             if full {
                 self.drive.faults.count(Fault::FullDisk);
                 return Ok(Room::None);
@@ -175,6 +245,8 @@ impl Disk for Attached {
 
     fn after_commit(&self) -> DiskFuture<'_, ()> {
         Box::pin(async {
+            flip_ties(false);
+            self.drive.remember().map_err(|_| StoreError::Closed)?;
             self.pass(Moment::AfterCommit, Fault::CrashedAfterCommit)?;
             // Whoever reads meanwhile sees the commit before its caller is told.
             if self.drive.dice.percent(30) {

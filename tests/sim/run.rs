@@ -104,10 +104,6 @@ async fn simulate(plan: Plan) -> Outcome {
         person.try_again().await;
     }
     quiet(&world).await;
-    for person in &mut people {
-        person.say_goodbye().await;
-    }
-    quiet(&world).await;
     let findings = checker::check(&world, &society, &clients).await;
     Outcome {
         findings,

@@ -21,6 +21,9 @@ const SEEDS: u64 = 3;
 const NODES: usize = 5;
 /// So many of them are run again, and must do the same again.
 const REPLAYS: u64 = 2;
+/// Seeds that look for what was broken on purpose; one of them must find it.
+const BROKEN_SEEDS: u64 = 3;
+const BROKEN_NODES: usize = 5;
 
 /// What is asked for.
 pub(crate) enum Command {
@@ -186,7 +189,6 @@ impl Sum {
             }
         }
         if !good {
-            eprintln!("seed {seed} fails:\n{errors}");
             self.failed.push((seed, errors));
         }
     }
@@ -217,13 +219,18 @@ fn suite() -> bool {
     let sum = many(1, SEEDS, NODES, Variant::Ordinary);
     let mut good = sum.report(1, SEEDS);
     let again = many(1, REPLAYS, NODES, Variant::Ordinary);
+    good &= again.traces.len() as u64 == REPLAYS;
     for (seed, trace) in &again.traces {
         if sum.traces.get(seed) != Some(trace) {
             println!("seed {seed} does not do the same twice");
             good = false;
         }
     }
-    good &= !again.traces.is_empty();
+    for variant in Variant::BROKEN {
+        let sum = many(1, BROKEN_SEEDS, BROKEN_NODES, variant);
+        println!("{variant}: {} of {BROKEN_SEEDS} seeds find it", sum.failed.len());
+        good &= !sum.failed.is_empty();
+    }
     println!("{} s", started.elapsed().as_secs());
     good
 }

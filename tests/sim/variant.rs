@@ -6,25 +6,84 @@ use std::{fmt, str::FromStr};
 use bytes::Bytes;
 use http::{Request, Response};
 
+/// Parts of the paths by which nodes fetch what they were not sent.
+const FETCHING: [&str; 6] = [
+    "/org.kith/",
+    "/get_missing_events/",
+    "/backfill/",
+    "/state_ids/",
+    "/state/",
+    "/event/",
+];
+
 /// What is different about a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
     /// Nothing.
     Ordinary,
+    /// No event is ever pushed: what a node holds of others it has fetched.
+    NoPushes,
+    /// Broken: no event is ever fetched.
+    NoFetching,
+    /// Broken: a crash loses what the latest commits held, as if they had been acknowledged before they were made.
+    EarlyAnswers,
+    /// Broken: some nodes resolve states with the order of times turned round.
+    FlippedTies,
 }
 
 impl Variant {
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Ordinary,
+        Self::NoPushes,
+        Self::NoFetching,
+        Self::EarlyAnswers,
+        Self::FlippedTies,
+    ];
+
+    /// Those of which the checker must find out.
+    pub(crate) const BROKEN: [Self; 3] = [Self::NoFetching, Self::EarlyAnswers, Self::FlippedTies];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ordinary => "ordinary",
+            Self::NoPushes => "no-pushes",
+            Self::NoFetching => "no-fetching",
+            Self::EarlyAnswers => "early-answers",
+            Self::FlippedTies => "flipped-ties",
+        }
+    }
+
     /// The answer to a request that this run's network never carries.
-    pub(crate) fn answer_instead(self, _request: &Request<Bytes>) -> Option<Response<Bytes>> {
-        None
+    pub(crate) fn answer_instead(self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
+        let path = request.uri().path();
+        let (status, body) = match self {
+            Self::NoPushes if path.starts_with("/_matrix/federation/v1/send/") => (200, r#"{"pdus":{}}"#),
+            Self::NoFetching if FETCHING.iter().any(|part| path.contains(part)) => {
+                (404, r#"{"errcode":"M_UNRECOGNIZED","error":"not in this run"}"#)
+            }
+            _ => return None,
+        };
+        let answer = Response::builder()
+            .status(status)
+            .body(Bytes::from_static(body.as_bytes()));
+        answer.ok()
+    }
+
+    /// Whether a node's disk forgets.
+    pub(crate) fn forgets(self) -> bool {
+        self == Self::EarlyAnswers
+    }
+
+    /// Whether a node resolves states its own way.
+    pub(crate) fn flips(self, node: usize) -> bool {
+        self == Self::FlippedTies && node % 2 == 1
     }
 }
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ordinary => "ordinary",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -32,9 +91,7 @@ impl FromStr for Variant {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "ordinary" => Ok(Self::Ordinary),
-            other => Err(format!("there is no variant {other}")),
-        }
+        let found = Self::ALL.into_iter().find(|variant| variant.name() == name);
+        found.ok_or_else(|| format!("there is no variant {name}"))
     }
 }

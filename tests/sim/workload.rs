@@ -52,6 +52,8 @@ struct Inner {
     users: Vec<String>,
     rooms: Vec<Known>,
     sent: Vec<Sent>,
+    /// Rooms and the users whose last join of them was acknowledged.
+    joined: BTreeSet<(String, String)>,
     done: u64,
 }
 
@@ -68,6 +70,11 @@ impl Society {
     /// Every acknowledged message.
     pub(crate) fn sent(&self) -> Vec<Sent> {
         self.lock().sent.clone()
+    }
+
+    /// Whether a user was told that it is in a room, and not left in doubt by a later attempt to join.
+    pub(crate) fn was_told_of_joining(&self, room: &str, user: &str) -> bool {
+        self.lock().joined.contains(&(room.to_owned(), user.to_owned()))
     }
 
     /// How many requests were answered with 200.
@@ -117,6 +124,7 @@ pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> (Society, Vec<Perso
     }
     people[0].create(true).await;
     let room = society.rooms().remove(0);
+    people[0].empower(&room).await;
     for person in &people[1..] {
         let joined = person.join(&room).await;
         assert!(matches!(joined, Answer::Done(_)), "nothing is wrong yet: {joined:?}");
@@ -140,16 +148,6 @@ impl Person {
     pub(crate) async fn try_again(&mut self) {
         for room in std::mem::take(&mut self.wanted) {
             self.join(&room).await;
-        }
-    }
-
-    /// Says a last word in every room.
-    pub(crate) async fn say_goodbye(&mut self) {
-        let joined = self.joined_rooms().await;
-        for room in self.society.rooms() {
-            if joined.contains(&room.id) {
-                self.write(&room).await;
-            }
         }
     }
 
@@ -226,7 +224,9 @@ impl Person {
         if let Answer::Done(body) = answer
             && let Some(id) = body["room_id"].as_str()
         {
-            self.society.lock().rooms.push(Known {
+            let mut society = self.society.lock();
+            society.joined.insert((id.to_owned(), self.client.user.clone()));
+            society.rooms.push(Known {
                 id: id.to_owned(),
                 via: self.server.clone(),
                 main,
@@ -236,7 +236,14 @@ impl Person {
 
     async fn join(&self, room: &Known) -> Answer {
         let path = format!("/_matrix/client/v3/join/{}?via={}", escape(&room.id), room.via);
-        self.ask(Method::POST, &path, Some(&json!({}))).await
+        let answer = self.ask(Method::POST, &path, Some(&json!({}))).await;
+        let key = (room.id.clone(), self.client.user.clone());
+        if matches!(answer, Answer::Done(_)) {
+            self.society.lock().joined.insert(key);
+        } else {
+            self.society.lock().joined.remove(&key);
+        }
+        answer
     }
 
     /// Joins a room, and tries again later if there is no answer: it may have been half done.
@@ -260,6 +267,22 @@ impl Person {
         if let Some(user) = self.dice.choose(&users) {
             self.in_room(room, Method::POST, what, json!({"user_id": user})).await;
         }
+    }
+
+    /// Gives half of the people the power to name the room and to remove others.
+    async fn empower(&self, room: &Known) {
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/state/m.room.power_levels",
+            escape(&room.id)
+        );
+        let Answer::Done(mut levels) = self.ask(Method::GET, &path, None).await else {
+            return;
+        };
+        let users = self.society.users();
+        for user in users.iter().skip(1).take(users.len() / 2) {
+            levels["users"][user] = 50.into();
+        }
+        self.ask(Method::PUT, &path, Some(&levels)).await;
     }
 
     /// Gives someone power, or takes it.

@@ -98,8 +98,14 @@ impl World {
         let nodes: Vec<Node> = (0..plan.nodes)
             .map(|number| {
                 let dice = |part: &str| Dice::new(plan.seed, &format!("{part} {number}"));
-                let disk = DiskDrive::new(number, dice("disk"), faults.clone(), stopped.clone());
-                Node::new(folder.path().join(number.to_string()), dice("entropy"), disk)
+                let folder = folder.path().join(number.to_string());
+                let settings = disk::Settings {
+                    file: folder.join("kith.db"),
+                    forgets: plan.variant.forgets(),
+                    flips: plan.variant.flips(number),
+                };
+                let disk = DiskDrive::new(number, settings, dice("disk"), faults.clone(), stopped.clone());
+                Node::new(folder, dice("entropy"), disk)
             })
             .collect();
         let wires = Wires::new(
@@ -133,6 +139,7 @@ impl World {
             drive: Arc::clone(&node.disk),
             machine: Arc::clone(&machine),
         }));
+        node.disk.start().expect("files can be copied");
         let events = broadcast::channel(EVENTS).0;
         let hs = Homeserver::new(Context {
             store: Store::open(&store).expect("a database opens after any crash"),

@@ -1,7 +1,12 @@
 //! Rooms in memory and servers with known keys, for tests. Nothing that a user runs holds this.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{cell::RefCell, collections::HashMap, convert::Infallible, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    convert::Infallible,
+    sync::Arc,
+};
 
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
@@ -14,6 +19,20 @@ use crate::{
     StateId, StateKey, StateMap, StoredPdu, VerifyKey, build::build_unauthorised, build_create, build_event,
     create_room, receive, rules, view::entries,
 };
+
+thread_local! {
+    static TIES_FLIPPED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on, state resolution on this thread takes earlier events for later ones, or no longer does: broken on purpose,
+/// for tests that must notice when servers resolve differently.
+pub fn flip_ties(flipped: bool) {
+    TIES_FLIPPED.set(flipped);
+}
+
+pub(crate) fn ties_are_flipped() -> bool {
+    TIES_FLIPPED.get()
+}
 
 /// A server whose key follows from its name.
 #[derive(Debug)]
