@@ -96,9 +96,10 @@ impl Reading<'_> {
         response.start = TimelineToken(start).to_string();
         response.state = self.members_of(&walked.events, filter.lazy_load)?;
         let lacks_history = gap.is_some() && !walked.more && (walked.exhausted || edge.is_some());
-        // What lies beyond the node's own history is not here yet, but may come: the client can ask again from there.
+        // What lies beyond the node's own history is not here yet, but may come: the client can ask again from there. Not
+        // from where it asked already, or it would ask for ever: a page that leads nowhere is the last one.
         // At the place where the client wanted to end, there is only more if it got anything.
-        let more = walked.more || lacks_history;
+        let more = walked.more || (lacks_history && walked.end != start);
         let ended = to.filter(|_| !more && !walked.exhausted && !walked.events.is_empty());
         response.end = ended
             .or(more.then_some(walked.end))

@@ -33,7 +33,7 @@ pub(crate) struct Walk<'f> {
 pub(crate) struct Walked {
     /// The events in walking order, each with the reader's membership at it.
     pub(crate) events: Vec<(TimelineEvent, MembershipState)>,
-    /// Where to go on from.
+    /// Where to go on from: everything up to there has been looked at.
     pub(crate) end: i64,
     /// Whether there is, or may be, more to find from there on.
     pub(crate) more: bool,
@@ -69,6 +69,7 @@ pub(crate) fn walk(renderer: &Renderer<'_>, sight: &mut RoomSight<'_>, walk: &Wa
                 Direction::Backward => (walk.to.is_some_and(|to| place <= to), place - 1),
             };
             if beyond {
+                found.end = from;
                 return Ok(found);
             }
             scanned += 1;
@@ -84,6 +85,7 @@ pub(crate) fn walk(renderer: &Renderer<'_>, sight: &mut RoomSight<'_>, walk: &Wa
             found.end = next;
         }
         if last {
+            found.end = from;
             found.exhausted = true;
             return Ok(found);
         }

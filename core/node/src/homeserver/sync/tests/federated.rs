@@ -114,3 +114,26 @@ async fn history_that_cannot_be_fetched_leaves_the_way_open() {
     assert_eq!(bodies(&page["chunk"]), ["4", "3", "2", "1", "0"]);
     assert!(page.get("end").is_none(), "{page}");
 }
+
+/// A client that reads back until there is no `end` must come to one, also where nobody tells what is missing; when somebody
+/// does again, reading back anew finds it.
+#[tokio::test]
+async fn reading_back_ends_where_nobody_tells_more() {
+    let cluster = Cluster::start(2).await;
+    let alice = cluster[0].register("alice").await;
+    let bob = cluster[1].register("bob").await;
+    let room = create(&alice, json!({ "preset": "public_chat", "invite": [bob.user_id] })).await;
+    say(&alice, &room, "before bob").await;
+    join(&bob, &room).await;
+    cluster[0].go_down();
+    let newest = at(&room, "messages?dir=b&limit=100");
+    let mut page = bob.get_ok(&newest).await;
+    for _ in 0..5 {
+        let Some(end) = page["end"].as_str() else { break };
+        page = bob.get_ok(&format!("{newest}&from={}", escape(end))).await;
+    }
+    assert!(page.get("end").is_none(), "the pages do not end: {page}");
+    cluster[0].come_up();
+    let page = bob.get_ok(&newest).await;
+    assert_eq!(bodies(&page["chunk"]), ["before bob"]);
+}
