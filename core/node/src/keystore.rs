@@ -110,7 +110,9 @@ impl Keystore {
     /// Reads identity, node key and key document; makes what is not there yet; renews a document near its end.
     pub fn open(&self, world: &World) -> Result<Keys, KeystoreError> {
         self.prepare_folder()?;
-        let identity = match (self.identity()?, self.exists(NODE)?) {
+        let held = self.identity()?;
+        let is_new = held.is_none();
+        let identity = match (held, self.exists(NODE)?) {
             (Some(identity), _) => identity,
             (None, false) => self.create_identity(IdentityKey::generate(&mut world.rng()))?,
             (None, true) => {
@@ -127,7 +129,7 @@ impl Keystore {
                 node
             }
         };
-        let document = self.current_document(&identity, &node, world.now())?;
+        let document = self.current_document(&identity, is_new, &node, world.now())?;
         Ok(Keys {
             identity,
             node,
@@ -227,6 +229,7 @@ impl Keystore {
     fn current_document(
         &self,
         identity: &IdentityKey,
+        is_new: bool,
         node: &NodeKey,
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<KeyDocument, KeystoreError> {
@@ -240,6 +243,7 @@ impl Keystore {
                 held.renew(identity, valid_until(now))?
             }
             Some(held) => held.add_node(identity, &public, now, valid_until(now))?,
+            None if is_new => KeyDocument::new(identity, &public, now, valid_until(now))?,
             // Versions of this identity may be out there that this folder never saw: one restored from its phrase.
             None => KeyDocument::restored(identity, &public, now, valid_until(now))?,
         };
@@ -492,7 +496,7 @@ mod tests {
         let phrase = kith_identity::RecoveryPhrase::of(&before.identity).to_string();
         let restored = kith_identity::RecoveryPhrase::parse(&phrase).unwrap().identity();
         new.keystore.restore(restored).unwrap();
-        new.clock.0.fetch_add(1000, SeqCst);
+        // Even at the very time at which the first document was made.
         let after = new.open().unwrap();
         assert_eq!(after.identity.public(), before.identity.public());
         assert_ne!(after.node.public(), before.node.public());
