@@ -17,10 +17,10 @@ use tracing_subscriber::EnvFilter;
 use crate::{faults::Fault, run::run, variant::Variant, world::Plan};
 
 /// What the suite of `make test` runs.
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 20;
 const NODES: usize = 5;
 /// So many of them are run again, and must do the same again.
-const REPLAYS: u64 = 2;
+const REPLAYS: u64 = 4;
 /// Seeds that look for what was broken on purpose; one of them must find it.
 const BROKEN_SEEDS: u64 = 3;
 const BROKEN_NODES: usize = 5;
