@@ -3,6 +3,8 @@
 use kith_tests::Node;
 use serde_json::json;
 
+use crate::a_room_of_three;
+
 #[tokio::test]
 async fn two_nodes_exchange_messages_both_ways() {
     let nodes = Node::start_connected(2).await;
@@ -32,18 +34,7 @@ async fn two_nodes_exchange_messages_both_ways() {
 #[tokio::test]
 async fn a_room_of_three_nodes_reaches_everyone() {
     let nodes = Node::start_connected(3).await;
-    let mut clients = Vec::new();
-    for (node, name) in nodes.iter().zip(["alice", "bob", "carol"]) {
-        clients.push(node.client(name).await);
-    }
-    let invite = [&clients[1].user_id, &clients[2].user_id];
-    let room = clients[0]
-        .create_room(json!({"preset": "private_chat", "invite": invite}))
-        .await;
-    for client in &mut clients[1..] {
-        assert_eq!(client.invited().await, room);
-        client.post(&format!("/join/{room}"), json!({})).await.ok();
-    }
+    let (mut clients, room) = a_room_of_three(&nodes).await;
     let mut all = Vec::new();
     for (index, client) in clients.iter().enumerate() {
         let text = format!("from {index}");

@@ -15,6 +15,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::a_room_of_three;
+
 /// Kills of all nodes together.
 const KILLS: usize = 200;
 /// Requests begun or answered between two kills at the most.
@@ -169,18 +171,7 @@ async fn timeline_with(
 #[tokio::test]
 async fn two_hundred_kills_lose_nothing_and_repeat_nothing() {
     let mut nodes = Node::start_connected(3).await;
-    let mut clients = Vec::new();
-    for (node, name) in nodes.iter().zip(["alice", "bob", "carol"]) {
-        clients.push(node.client(name).await);
-    }
-    let invite = [&clients[1].user_id, &clients[2].user_id];
-    let room = clients[0]
-        .create_room(json!({"preset": "private_chat", "invite": invite}))
-        .await;
-    for client in &mut clients[1..] {
-        assert_eq!(client.invited().await, room);
-        client.post(&format!("/join/{room}"), json!({})).await.ok();
-    }
+    let (clients, room) = a_room_of_three(&nodes).await;
 
     let board = Arc::new(Board {
         instants: watch::Sender::default(),

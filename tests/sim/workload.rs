@@ -271,22 +271,32 @@ impl Person {
 
     /// Gives half of the people the power to name the room and to remove others.
     async fn empower(&self, room: &Known) {
-        let path = format!(
-            "/_matrix/client/v3/rooms/{}/state/m.room.power_levels",
-            escape(&room.id)
-        );
-        let Answer::Done(mut levels) = self.ask(Method::GET, &path, None).await else {
-            return;
-        };
-        let users = self.society.users();
-        for user in users.iter().skip(1).take(users.len() / 2) {
-            levels["users"][user] = 50.into();
-        }
-        self.ask(Method::PUT, &path, Some(&levels)).await;
+        self.change_power(room, |levels| {
+            let users = self.society.users();
+            for user in users.iter().skip(1).take(users.len() / 2) {
+                levels["users"][user] = 50.into();
+            }
+            true
+        })
+        .await;
     }
 
     /// Gives someone power, or takes it.
     async fn appoint(&self, room: &Known) {
+        self.change_power(room, |levels| {
+            let users = self.society.users();
+            let Some(user) = self.dice.choose(&users).filter(|user| **user != self.client.user) else {
+                return false;
+            };
+            let level = self.dice.choose(&[0, 50, 50, 100]).copied().unwrap_or(50);
+            levels["users"][user] = level.into();
+            true
+        })
+        .await;
+    }
+
+    /// Reads the room's power levels, and sends them as `change` leaves them, unless it says that nothing is to be done.
+    async fn change_power(&self, room: &Known, change: impl FnOnce(&mut Value) -> bool) {
         let path = format!(
             "/_matrix/client/v3/rooms/{}/state/m.room.power_levels",
             escape(&room.id)
@@ -294,13 +304,9 @@ impl Person {
         let Answer::Done(mut levels) = self.ask(Method::GET, &path, None).await else {
             return;
         };
-        let users = self.society.users();
-        let Some(user) = self.dice.choose(&users).filter(|user| **user != self.client.user) else {
-            return;
-        };
-        let level = self.dice.choose(&[0, 50, 50, 100]).copied().unwrap_or(50);
-        levels["users"][user] = level.into();
-        self.ask(Method::PUT, &path, Some(&levels)).await;
+        if change(&mut levels) {
+            self.ask(Method::PUT, &path, Some(&levels)).await;
+        }
     }
 
     /// Writes a message, and repeats it until it is acknowledged or refused, as clients do.

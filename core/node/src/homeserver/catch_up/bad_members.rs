@@ -24,7 +24,11 @@ struct Mallory<'a> {
     room: &'a OwnedRoomId,
 }
 
-impl Mallory<'_> {
+impl<'a> Mallory<'a> {
+    fn new(node: &'a Node, client: &'a Client, room: &'a OwnedRoomId) -> Self {
+        Self { node, client, room }
+    }
+
     /// What every event of this member holds, as its own node sees the room.
     async fn base(&self) -> Value {
         let (room, user) = (self.room.clone(), self.client.user_id.clone());
@@ -124,11 +128,7 @@ async fn with_mallory() -> (Cluster, OwnedRoomId, Vec<Client>) {
 async fn forks_told_to_some_and_not_to_others_meet_and_are_joined() {
     let (cluster, room, clients) = with_mallory().await;
     let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
-    let mallory = Mallory {
-        node: evil,
-        client: &clients[2],
-        room: &room,
-    };
+    let mallory = Mallory::new(evil, &clients[2], &room);
     let base = mallory.base().await;
     let forks: Vec<Value> = (0..80)
         .map(|number| {
@@ -173,11 +173,7 @@ async fn forks_told_to_some_and_not_to_others_meet_and_are_joined() {
 async fn times_and_depths_that_are_lies_part_nobody() {
     let (cluster, room, clients) = with_mallory().await;
     let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
-    let mallory = Mallory {
-        node: evil,
-        client: &clients[2],
-        room: &room,
-    };
+    let mallory = Mallory::new(evil, &clients[2], &room);
     let base = mallory.base().await;
     let deepest = (1_u64 << 53) - 1;
     let lies = [
@@ -202,11 +198,7 @@ async fn times_and_depths_that_are_lies_part_nobody() {
 async fn events_built_on_nothing_are_not_waited_for() {
     let (cluster, room, clients) = with_mallory().await;
     let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
-    let mallory = Mallory {
-        node: evil,
-        client: &clients[2],
-        room: &room,
-    };
+    let mallory = Mallory::new(evil, &clients[2], &room);
     let base = mallory.base().await;
     let nothing = |letter: &str| format!("${}", letter.repeat(43));
     let orphans: Vec<Value> = ["b", "c", "d"]
@@ -248,11 +240,7 @@ async fn power_that_was_taken_is_not_taken_back_by_a_fork() {
     content["users"] = json!({&clients[2].user_id: 50});
     clients[0].put_ok(&levels, content.clone()).await;
     until_same(&[a, b, evil], &room).await;
-    let mallory = Mallory {
-        node: evil,
-        client: &clients[2],
-        room: &room,
-    };
+    let mallory = Mallory::new(evil, &clients[2], &room);
     // From here on the hostile node hears nothing: this is what it builds upon.
     let base = mallory.base().await;
     content["users"] = json!({});
@@ -314,11 +302,7 @@ async fn much_state_at_once_is_borne() {
     content["users"] = json!({&clients[2].user_id: 50});
     clients[0].put_ok(&levels, content).await;
     until_same(&[a, b, evil], &room).await;
-    let mallory = Mallory {
-        node: evil,
-        client: &clients[2],
-        room: &room,
-    };
+    let mallory = Mallory::new(evil, &clients[2], &room);
     let base = mallory.base().await;
     let mut events = Vec::new();
     for number in 0..100 {

@@ -10,7 +10,7 @@ use super::{CatchUp, Shared};
 use crate::{
     Error,
     federation::{catch_up::api::exchange_heads, client},
-    homeserver::rooms::state::find_room,
+    homeserver::{incoming::not_in_graph, rooms::state::find_room},
     network::NetworkError,
 };
 
@@ -124,22 +124,35 @@ impl Shared {
 
     /// Takes in what two servers told each other. Returns the rooms of which all that the other one told is held.
     async fn compare(&self, peer: &OwnedServerName, own: &Told, theirs: &Told) -> Result<BTreeSet<OwnedRoomId>, Error> {
-        let mut holds = BTreeSet::new();
+        let mut rooms = Vec::new();
         for (room, own) in own {
             let Some(theirs) = theirs.get(room) else { continue };
-            let mut lacking = Vec::new();
+            let mut unknown = Vec::new();
             if own.equal(theirs) {
                 self.forget_outgoing(peer, room, own).await?;
             } else {
-                lacking = self.incoming.not_in_graph(theirs.events.clone()).await?;
+                unknown.clone_from(&theirs.events);
             }
+            rooms.push((room.clone(), unknown));
+        }
+        let read = self.ctx.store.read(move |txn| {
+            let read = |(room, unknown): (OwnedRoomId, _)| {
+                let gaps = txn.gaps(&room)?;
+                Ok::<_, Error>((room, not_in_graph(txn, unknown)?, gaps))
+            };
+            rooms.into_iter().map(read).collect::<Result<Vec<_>, _>>()
+        });
+        let mut holds = BTreeSet::new();
+        for (room, mut lacking, gaps) in read.await? {
+            let (Some(own), Some(theirs)) = (own.get(&room), theirs.get(&room)) else {
+                continue;
+            };
             if lacking.is_empty() {
                 holds.insert(room.clone());
             }
-            let gapped = room.clone();
-            lacking.extend(self.ctx.store.read(move |txn| txn.gaps(&gapped)).await?);
+            lacking.extend(gaps);
             let compared = Compared {
-                room: room.clone(),
+                room,
                 told: own.events.clone(),
                 lacking,
                 depth: theirs.depth,

@@ -9,6 +9,7 @@ mod reconcile;
 mod transaction;
 mod unconnected;
 
+pub(super) use pull::not_in_graph;
 pub use transaction::Answer;
 
 #[cfg(test)]

@@ -95,18 +95,9 @@ impl Incoming {
         }
     }
 
-    /// Those of some events that do not stand in a room's graph: not held, or as outliers.
+    /// [`not_in_graph`], in a read of its own.
     pub(in crate::homeserver) async fn not_in_graph(&self, ids: Vec<OwnedEventId>) -> Result<Vec<OwnedEventId>, Error> {
-        let read = self.ctx.store.read(move |txn| {
-            let mut lacking = Vec::new();
-            for id in ids {
-                if txn.event(&id)?.is_none_or(|event| event.outlier) {
-                    lacking.push(id);
-                }
-            }
-            Ok::<_, Error>(lacking)
-        });
-        read.await
+        self.ctx.store.read(move |txn| not_in_graph(txn, ids)).await
     }
 
     /// A room's version and the depth of its heads; none if this server or the other one is not in it.
@@ -291,4 +282,18 @@ fn may_connect(txn: &ReadTxn<'_>, event: &CheckedPdu) -> Result<bool, Error> {
         }
     }
     Ok(true)
+}
+
+/// Those of some events that do not stand in a room's graph: not held, or as outliers.
+pub(in crate::homeserver) fn not_in_graph(
+    txn: &ReadTxn<'_>,
+    ids: Vec<OwnedEventId>,
+) -> Result<Vec<OwnedEventId>, Error> {
+    let mut lacking = Vec::new();
+    for id in ids {
+        if txn.event(&id)?.is_none_or(|event| event.outlier) {
+            lacking.push(id);
+        }
+    }
+    Ok(lacking)
 }

@@ -66,7 +66,7 @@ impl Snapshot<'_> {
             if own.sender() != user {
                 events.extend(member(own.sender().as_str())?);
             }
-            let whole = self.whole_event(&own, &version);
+            let whole = self.whole_event(&own, &version).unwrap_or_else(|| stripped_event(&own));
             let stripped = events.iter().map(stripped_event);
             return Ok(stripped.chain([whole]).map(Raw::from_json).collect());
         }
@@ -75,12 +75,11 @@ impl Snapshot<'_> {
 
     /// The user's own membership as clients see it anywhere else: they read from it when they were invited, which
     /// stripped state does not tell.
-    fn whole_event(&self, own: &Pdu, version: &RoomVersionId) -> Box<RawValue> {
-        let Ok(rules) = rules(version) else {
-            return stripped_event(own);
-        };
+    /// `None` if the room's version is not known here.
+    fn whole_event(&self, own: &Pdu, version: &RoomVersionId) -> Option<Box<RawValue>> {
+        let rules = rules(version).ok()?;
         let unsigned = Unsigned::aged(own, self.renderer.now);
-        client_event(own, &unsigned, self.renderer.format, &rules.redaction)
+        Some(client_event(own, &unsigned, self.renderer.format, &rules.redaction))
     }
 
     /// What another server told of a room, with the user's own membership as this node holds it.
@@ -99,7 +98,8 @@ impl Snapshot<'_> {
         let mut events = standing.state.clone();
         if let Ok(own) = Pdu::from_stored(id, room, standing.event.get()) {
             events.retain(|event| !is_own(event));
-            events.push(self.whole_event(&own, &standing.version));
+            let whole = self.whole_event(&own, &standing.version);
+            events.push(whole.unwrap_or_else(|| stripped_event(&own)));
         }
         events.into_iter().map(Raw::from_json).collect()
     }
@@ -155,12 +155,9 @@ impl Snapshot<'_> {
         }
         let (id, room, json) = (&standing.event_id, &standing.room_id, standing.event.get());
         // What another server told need not be a whole event; then the room is only listed.
-        if let Ok(pdu) = Pdu::from_stored(id.clone(), room.clone(), json)
-            && let Ok(rules) = rules(&standing.version)
-        {
-            let unsigned = Unsigned::aged(&pdu, self.renderer.now);
-            let event = client_event(&pdu, &unsigned, self.renderer.format, &rules.redaction);
-            left.timeline.events.push(Raw::from_json(event));
+        if let Ok(pdu) = Pdu::from_stored(id.clone(), room.clone(), json) {
+            let event = self.whole_event(&pdu, &standing.version);
+            left.timeline.events.extend(event.map(Raw::from_json));
         }
         Ok(left)
     }

@@ -1,0 +1,211 @@
+//! What is new in rooms, and who must still be told of it. Servers are told by exchanges of heads; nothing is pulled here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
+
+use super::CatchUp;
+use crate::limits::{
+    CHECK_AFTER, JOIN_HEADS_AFTER, MAX_EXTREMITIES, MAX_UNREACHED, MAX_WATCHED, TELL_AFTER, TOLD_AT_ONCE,
+};
+
+/// A room as a look found it.
+#[derive(Debug, Clone, Default)]
+pub struct Looked {
+    /// Its forward extremities.
+    pub heads: Vec<OwnedEventId>,
+    /// The servers in it; none once this server is not.
+    pub servers: Vec<OwnedServerName>,
+    /// Of the events asked about, those that are not held yet.
+    pub unheld: Vec<OwnedEventId>,
+}
+
+/// A new head, and who is known to hold it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) room: OwnedRoomId,
+    pub(super) since: Duration,
+    /// It was made here.
+    pub(super) own: bool,
+    /// Whether somebody was asked, although its author sees to everybody.
+    pub(super) checked: bool,
+    pub(super) holders: BTreeSet<OwnedServerName>,
+    /// It came from its author's server, which tells the others itself.
+    pub(super) by_author: Option<OwnedServerName>,
+}
+
+impl CatchUp {
+    /// A room's heads moved with this event, made here or not; they are `heads` now, if those are few.
+    pub fn handle_moved(
+        &mut self,
+        room: &RoomId,
+        event: OwnedEventId,
+        own: bool,
+        heads: Option<&[OwnedEventId]>,
+        now: Duration,
+    ) {
+        if let Some(heads) = heads {
+            self.watched
+                .retain(|id, watched| watched.room != room || heads.contains(id));
+        }
+        if self.watched.len() >= MAX_WATCHED {
+            self.watched.pop_first();
+        }
+        let watched = Watched {
+            room: room.to_owned(),
+            since: now,
+            own,
+            checked: false,
+            holders: BTreeSet::new(),
+            by_author: None,
+        };
+        self.watched.entry(event).or_insert(watched);
+        look_by(&mut self.looks, room, now + TELL_AFTER);
+    }
+
+    /// A server is known to hold an event. `author`: it made it, and sent it here itself.
+    pub fn handle_holder(&mut self, event: &OwnedEventId, server: &ServerName, author: bool) {
+        let connected = self.peers.contains_key(server);
+        if let Some(watched) = self.watched.get_mut(event) {
+            watched.holders.insert(server.to_owned());
+            if author && connected {
+                watched.by_author = Some(server.to_owned());
+            }
+        }
+    }
+
+    /// The watched events of a room, to be looked at.
+    pub fn watched(&self, room: &RoomId) -> Vec<OwnedEventId> {
+        let watched = self.watched.iter().filter(|(_, watched)| watched.room == room);
+        watched.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// A server cannot tell these members itself what it sends to a room: whoever else is in it does.
+    pub fn handle_unreached(
+        &mut self,
+        room: &RoomId,
+        author: &ServerName,
+        unreached: BTreeSet<OwnedServerName>,
+        now: Duration,
+    ) {
+        let key = (room.to_owned(), author.to_owned());
+        if unreached.is_empty() {
+            self.unreached.remove(&key);
+            return;
+        }
+        if self.unreached.len() < MAX_WATCHED && unreached.len() <= MAX_UNREACHED {
+            self.unreached.insert(key, unreached);
+            look_by(&mut self.looks, room, now + TELL_AFTER);
+        }
+    }
+
+    /// Takes in what a look found, and has those told who may not know.
+    pub fn handle_looked(&mut self, room: &RoomId, looked: &Looked, now: Duration, random: u64) {
+        self.watched
+            .retain(|id, watched| watched.room != room || looked.heads.contains(id) || looked.unheld.contains(id));
+        if !looked.servers.contains(&self.own) {
+            self.watched.retain(|_, watched| watched.room != room);
+            self.joins.remove(room);
+            return;
+        }
+        self.note_many_heads(room, looked.heads.len(), now, random);
+        let of_room = self.watched.iter().filter(|(_, watched)| watched.room == room);
+        let (mut again, mut untold, mut own) = (None, BTreeSet::new(), false);
+        let (mut check, mut check_at) = (BTreeSet::new(), None);
+        for (id, watched) in of_room {
+            let ripe = watched.since + TELL_AFTER;
+            if ripe > now || looked.unheld.contains(id) {
+                again = Some(ripe.max(now + TELL_AFTER / 2));
+                continue;
+            }
+            own |= watched.own;
+            let connected = looked.servers.iter().filter(|server| self.peers.contains_key(*server));
+            let (vouched, others): (Vec<_>, Vec<_>) = connected
+                .filter(|server| !watched.holders.contains(*server))
+                .partition(|server| self.is_vouched_for(watched, server));
+            untold.extend(others.into_iter().cloned());
+            if !watched.checked && !vouched.is_empty() {
+                check_at = check_at.max(Some(watched.since + CHECK_AFTER));
+                check.extend(vouched.into_iter().cloned());
+            }
+        }
+        // Once all that is new has been still for a while, one of those of whom nothing is known is asked.
+        match check_at {
+            Some(at) if at > now => again = Some(again.map_or(at, |again: Duration| again.min(at))),
+            Some(_) => {
+                let nth = usize::try_from(random % check.len().max(1) as u64).unwrap_or(0);
+                untold.extend(check.into_iter().nth(nth));
+                for watched in self.watched.values_mut().filter(|watched| watched.room == room) {
+                    watched.checked = true;
+                }
+            }
+            None => {}
+        }
+        if own {
+            self.note_unreached(room, looked, &mut untold);
+        }
+        let mut told = 0;
+        for server in untold {
+            let peer = self.peers.get_mut(&server).filter(|peer| !peer.deaf);
+            let Some(peer) = peer else { continue };
+            if told >= TOLD_AT_ONCE {
+                again = Some(now + TELL_AFTER);
+                break;
+            }
+            peer.rooms.insert(room.to_owned());
+            told += 1;
+        }
+        if let Some(at) = again {
+            self.looks.insert(room.to_owned(), at);
+        }
+    }
+
+    /// Has a room's heads joined in a while, if they are many then still: not by all members at once.
+    fn note_many_heads(&mut self, room: &RoomId, heads: usize, now: Duration, random: u64) {
+        if heads <= MAX_EXTREMITIES {
+            self.joins.remove(room);
+            return;
+        }
+        let spread = u64::try_from(JOIN_HEADS_AFTER.as_millis()).unwrap_or(u64::MAX).max(1);
+        let after = JOIN_HEADS_AFTER + Duration::from_millis(random % spread);
+        // The more there are, the sooner: they cost more than the events that join them.
+        let hurry = u32::try_from(heads / MAX_EXTREMITIES).unwrap_or(u32::MAX).max(1);
+        self.joins.entry(room.to_owned()).or_insert(now + after / hurry);
+    }
+
+    /// Something was made here, and who of the room cannot be told of it: connected members hear that, once for each change.
+    fn note_unreached(&mut self, room: &RoomId, looked: &Looked, untold: &mut BTreeSet<OwnedServerName>) {
+        let others = || looked.servers.iter().filter(|server| **server != self.own);
+        let (here, unreached): (Vec<_>, Vec<_>) = others().partition(|server| self.peers.contains_key(*server));
+        let unreached: BTreeSet<OwnedServerName> = unreached.into_iter().take(MAX_UNREACHED).cloned().collect();
+        let empty = BTreeSet::new();
+        for server in here {
+            let told = self.told_unreached.get(&(server.clone(), room.to_owned()));
+            if *told.unwrap_or(&empty) != unreached {
+                untold.insert(server.clone());
+            }
+        }
+        match unreached.is_empty() {
+            true => self.own_unreached.remove(room),
+            false => self.own_unreached.insert(room.to_owned(), unreached),
+        };
+    }
+
+    /// Whether a head's author's server sees to it that a server holds it.
+    fn is_vouched_for(&self, watched: &Watched, server: &ServerName) -> bool {
+        let Some(author) = &watched.by_author else {
+            return false;
+        };
+        let unreached = self.unreached.get(&(watched.room.clone(), author.clone()));
+        unreached.is_none_or(|unreached| !unreached.contains(server))
+    }
+}
+
+/// Has a room looked at then, or sooner if that is due already.
+pub(super) fn look_by(looks: &mut BTreeMap<OwnedRoomId, Duration>, room: &RoomId, at: Duration) {
+    let due = looks.entry(room.to_owned()).or_insert(at);
+    *due = at.min(*due);
+}
