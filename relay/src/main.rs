@@ -3,13 +3,21 @@
 
 mod key;
 
-use std::{io::IsTerminal, net::UdpSocket, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal,
+    net::UdpSocket,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use clap::{Args, Parser, Subcommand};
 use kith_net::{
-    Multiaddr, StartError, Timing,
+    DhtServerConfig, Multiaddr, ShelfLimits, StartError, Timing,
     relay::{Relay, RelayConfig, RelayLimits},
 };
+use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -44,6 +52,10 @@ struct Run {
     /// Default: the addresses that it listens on.
     #[arg(long, value_name = "MULTIADDR")]
     external: Vec<Multiaddr>,
+    /// Another relay, as an address that ends in /p2p/RELAY, through which this one joins the DHT. May be given several
+    /// times. Others find this one by the same.
+    #[arg(long, value_name = "MULTIADDR")]
+    peer: Vec<Multiaddr>,
     /// Print one line of JSON once the relay serves, and nothing else on standard output.
     #[arg(long)]
     json: bool,
@@ -64,7 +76,7 @@ enum Error {
 
 fn main() -> ExitCode {
     let Command::Run(options) = Cli::parse().command;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,libp2p_kad=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -100,6 +112,11 @@ async fn run(options: Run) -> Result<(), Error> {
         },
         external: options.external,
         limits: RelayLimits::default(),
+        dht: DhtServerConfig {
+            clock: Arc::new(now),
+            limits: ShelfLimits::default(),
+            servers: options.peer,
+        },
         timing: Timing::default(),
     })
     .await?;
@@ -110,6 +127,14 @@ async fn run(options: Run) -> Result<(), Error> {
     }
     relay.shutdown().await;
     Ok(())
+}
+
+/// The machine's clock, by which records of the DHT are judged.
+fn now() -> MilliSecondsSinceUnixEpoch {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    MilliSecondsSinceUnixEpoch(UInt::new_saturating(
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+    ))
 }
 
 fn announce(relay: &Relay, json: bool) {

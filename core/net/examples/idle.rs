@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use http_body_util::{BodyExt, Empty};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
-use kith_net::{ConnectionLimits, Directory, DirectoryError, Multiaddr, Net, NetConfig, PeerAddresses, PeerId, Timing};
+use kith_net::{
+    ConnectionLimits, DhtConfig, Directory, DirectoryError, Multiaddr, Net, NetConfig, PeerAddresses, PeerId, Timing,
+};
 use libp2p::multiaddr::Protocol;
 use rand::rngs::OsRng;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
@@ -60,6 +62,14 @@ impl Directory for Forgetful {
         Ok(())
     }
 
+    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        Ok(Vec::new())
+    }
+
+    async fn keep_dht_servers(&self, _: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
+        Ok(())
+    }
+
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
         Ok(Vec::new())
     }
@@ -84,6 +94,7 @@ async fn start(listen: &str, keep_alive: Duration) -> Outcome<(Net, OwnedServerN
         relays: Vec::new(),
         external: Vec::new(),
         mdns: false,
+        dht: DhtConfig::default(),
         limits: ConnectionLimits::default(),
         timing: Timing {
             keep_alive,

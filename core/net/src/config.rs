@@ -6,7 +6,7 @@ use kith_identity::{NodeKey, TransportKey};
 use libp2p::Multiaddr;
 use ruma::OwnedServerName;
 
-use crate::{Directory, InboundService};
+use crate::{DhtConfig, Directory, InboundService};
 
 /// Everything that [`crate::Net::start`] needs.
 pub struct NetConfig {
@@ -28,6 +28,8 @@ pub struct NetConfig {
     pub external: Vec<Multiaddr>,
     /// Whether to look for other nodes on the local network, and be found there.
     pub mdns: bool,
+    /// What this node does in the DHT.
+    pub dht: DhtConfig,
     /// How much other peers may cost.
     pub limits: ConnectionLimits,
     /// How long things may take.

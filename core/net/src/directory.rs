@@ -41,6 +41,12 @@ pub trait Directory: Send + Sync + 'static {
     /// Remembers how a node of `server` is reached now. Replaces what was remembered for that PeerId.
     async fn keep_addresses(&self, server: &ServerName, addresses: PeerAddresses) -> Result<(), DirectoryError>;
 
+    /// Servers of the DHT that were met, the most useful first.
+    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError>;
+
+    /// Remembers servers of the DHT in place of those that were remembered.
+    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError>;
+
     /// The servers to connect to at the start, the most important first, so that each notices that we are back.
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError>;
 }

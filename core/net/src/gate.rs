@@ -53,7 +53,7 @@ impl Behaviour {
 }
 
 /// One host may have any address of its IPv6 network.
-fn host(address: &Multiaddr) -> Option<IpAddr> {
+pub(crate) fn host(address: &Multiaddr) -> Option<IpAddr> {
     match address::ip(address)? {
         IpAddr::V4(ip) => Some(ip.into()),
         IpAddr::V6(ip) => Some(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into()),

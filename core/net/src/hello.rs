@@ -258,6 +258,14 @@ mod tests {
             Ok(())
         }
 
+        async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
+            Ok(Vec::new())
+        }
+
+        async fn keep_dht_servers(&self, _: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
+            Ok(())
+        }
+
         async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
             Ok(Vec::new())
         }

@@ -9,6 +9,7 @@ mod book;
 mod client;
 mod coding;
 mod config;
+mod dht;
 mod directory;
 mod error;
 mod gate;
@@ -24,6 +25,7 @@ mod swarm;
 
 pub use address::{circuit_address, split_peer_id};
 pub use config::{ConnectionLimits, NetConfig, RequestLimits, Timing};
+pub use dht::{Clock, DhtConfig, DhtStatus, PublishError, ServerConfig as DhtServerConfig, ShelfLimits};
 pub use directory::{Directory, DirectoryError, PeerAddresses};
 pub use error::{Break, RequestError, StartError};
 pub use libp2p::{Multiaddr, PeerId};

@@ -7,23 +7,24 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use kith_identity::TransportKey;
+use kith_identity::{SealedRecord, TransportKey};
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Break, NetConfig, PeerEvent, PeerInfo, RequestError, RequestLimits, StartError,
+    Break, NetConfig, PeerEvent, PeerInfo, PublishError, RequestError, RequestLimits, StartError,
     address::{circuit_address, is_relayed, sort_for_ticket, split_peer_id},
     client::ExchangeError,
     coding,
+    dht::Dht,
     hello::OwnSide,
-    owner::{Channels, Command, Listening, Owner},
+    owner::{Channels, Command, FOUND_QUEUE, Listening, Owner},
     peers::{NotConnected, Peer, Peers, lock},
     session::{REPORT_QUEUE, Shared},
     swarm,
@@ -47,6 +48,9 @@ enum OwnDocumentError {
     OtherNode,
 }
 
+/// The addresses that somebody has seen.
+pub struct AddressesSeen(watch::Receiver<Listening>);
+
 /// The network of a running node. Dropping the last handle stops it in the background; [`Net::shutdown`] says when it
 /// has stopped.
 #[derive(Clone)]
@@ -57,6 +61,7 @@ struct Inner {
     peers: Arc<Peers>,
     commands: mpsc::Sender<Command>,
     listening: watch::Receiver<Listening>,
+    dht: Dht,
     stop: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
 }
@@ -104,13 +109,15 @@ impl Net {
             listening,
             stop: stop.clone(),
         };
-        let mut owner = Owner::new(swarm, shared, peers.clone(), channels);
+        let dht = Dht::new(&config.dht, shared.own.directory.clone(), &shared.timing);
+        let mut owner = Owner::new(swarm, shared, peers.clone(), dht.clone(), channels);
         owner.listen(&listen, &config.external).await?;
         let net = Self(Arc::new(Inner {
             peer_id,
             peers,
             commands,
             listening: listening_now,
+            dht,
             stop,
             owner: Mutex::new(Some(tokio::spawn(owner.run()))),
         }));
@@ -219,6 +226,23 @@ impl Net {
         }
     }
 
+    /// Gives a record to the servers of the DHT that are nearest to its key; says how many took it, or seemed to. None of
+    /// them learns our PeerId.
+    pub async fn publish(&self, record: &SealedRecord) -> Result<usize, PublishError> {
+        let publish = self.0.dht.publish(record);
+        let published = self.0.stop.run_until_cancelled(publish).await;
+        published.unwrap_or(Err(PublishError::NotTaken))
+    }
+
+    /// Looks a server up in the DHT, unless that was done a moment ago; what is found goes to the directory.
+    pub async fn look_up(&self, server: &ServerName) {
+        if self.0.dht.may_look_up(server, Instant::now()) {
+            // One place holds the addresses of the last record found; the directory gets the key document.
+            let (found, _listening) = mpsc::channel(FOUND_QUEUE);
+            self.0.dht.look_up(server, &found, &self.0.stop).await;
+        }
+    }
+
     /// Says that the network changed (another Wi-Fi, back from sleep): every connection is checked, and contacts that are
     /// not connected are dialled.
     pub async fn network_changed(&self) {
@@ -271,6 +295,21 @@ impl Net {
         }
         sort_for_ticket(&mut addresses);
         addresses
+    }
+
+    /// Changes whenever [`Net::ticket_addrs`] may have.
+    pub async fn addresses_changed(&self, seen: &mut AddressesSeen) {
+        // An owner that is gone changes nothing any more.
+        if seen.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What [`Net::addresses_changed`] compares with: the addresses now.
+    pub fn addresses_seen(&self) -> AddressesSeen {
+        let mut listening = self.0.listening.clone();
+        listening.mark_unchanged();
+        AddressesSeen(listening)
     }
 
     /// Waits until the addresses that we listen on are as `wanted`, for instance until a relay gave us a place. Never

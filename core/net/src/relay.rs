@@ -1,5 +1,5 @@
 //! A circuit relay v2: nodes that nobody can reach keep a place here, and others reach them through it. It forwards
-//! ciphertext between PeerIds, and knows no server name, no hello and no key document.
+//! ciphertext between PeerIds, serves the DHT, and knows no server name, no hello and no key document.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -13,13 +13,13 @@ use libp2p::{
     memory_connection_limits, ping, relay,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    StartError, Timing,
+    DhtServerConfig, DhtStatus, StartError, Timing,
     address::{sort_for_ticket, split_peer_id},
-    swarm,
+    dht, swarm,
 };
 
 /// What a relay is started with.
@@ -32,6 +32,8 @@ pub struct RelayConfig {
     pub external: Vec<Multiaddr>,
     /// What it gives at the most.
     pub limits: RelayLimits,
+    /// How it serves the DHT.
+    pub dht: DhtServerConfig,
     /// How long things may take.
     pub timing: Timing,
 }
@@ -87,6 +89,7 @@ struct Behaviour {
     memory: memory_connection_limits::Behaviour,
     relay: relay::Behaviour,
     identify: identify::Behaviour,
+    dht: dht::Server,
     ping: ping::Behaviour,
 }
 
@@ -95,6 +98,7 @@ pub struct Relay {
     peer_id: PeerId,
     listen: Vec<Multiaddr>,
     external: Vec<Multiaddr>,
+    dht: watch::Receiver<DhtStatus>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -112,7 +116,8 @@ impl Relay {
             .map_err(|error| StartError::Transport(Box::new(error)))?;
         let peer_id = keypair.public().to_peer_id();
         let transport = swarm::direct_transport(&keypair, &config.timing)?;
-        let mut swarm = swarm::swarm(transport, behaviour(&keypair, &config.limits), peer_id, &config.timing);
+        let behaviour = behaviour(&keypair, &config.limits, config.dht);
+        let mut swarm = swarm::swarm(transport, behaviour, peer_id, &config.timing);
         let listeners = swarm::listen(&mut swarm, &config.listen, drop).await?;
         let listen: Vec<_> = swarm.listeners().cloned().collect();
         let given = !config.external.is_empty();
@@ -124,12 +129,14 @@ impl Relay {
         for address in &external {
             swarm.add_external_address(address.clone());
         }
+        let dht = swarm.behaviour().dht.status();
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(swarm, listeners, !given, stop.clone()));
         Ok(Self {
             peer_id,
             listen,
             external,
+            dht,
             stop,
             task,
         })
@@ -151,6 +158,11 @@ impl Relay {
         self.external.iter().map(with_peer).collect()
     }
 
+    /// What it knows and keeps as a server of the DHT, now and whenever it changes.
+    pub fn dht(&self) -> watch::Receiver<DhtStatus> {
+        self.dht.clone()
+    }
+
     /// Closes every connection and ends.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
@@ -160,7 +172,8 @@ impl Relay {
     }
 }
 
-fn behaviour(keypair: &Keypair, limits: &RelayLimits) -> Behaviour {
+fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig) -> Behaviour {
+    let peer_id = keypair.public().to_peer_id();
     let minute = Duration::from_secs(60);
     let config = relay::Config {
         max_reservations: limits.reservations,
@@ -185,8 +198,9 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits) -> Behaviour {
                 .with_max_pending_incoming(Some(limits.connections / 8 + 1)),
         ),
         memory: memory_connection_limits::Behaviour::with_max_bytes(limits.memory),
-        relay: relay::Behaviour::new(keypair.public().to_peer_id(), config),
+        relay: relay::Behaviour::new(peer_id, config),
         identify: swarm::identify_behaviour(keypair),
+        dht: dht::Server::started(peer_id, dht),
         // Answers pings; asks hardly ever, because QUIC's own keep-alive notices who is gone.
         ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(10 * 60))),
     }
@@ -199,6 +213,9 @@ async fn run(mut swarm: Swarm<Behaviour>, listeners: Vec<ListenerId>, follow: bo
             event = swarm.select_next_some() => match event {
                 SwarmEvent::NewListenAddr { address, .. } if follow => swarm.add_external_address(address),
                 SwarmEvent::ExpiredListenAddr { address, .. } if follow => swarm.remove_external_address(&address),
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                    connection_id, peer_id, info, ..
+                })) => swarm.behaviour_mut().dht.identified(connection_id, peer_id, &info),
                 event => log(&event),
             },
             () = stop.cancelled() => break,

@@ -1,6 +1,6 @@
 //! Puts libp2p together: transports, limits and the protocols that every node speaks. Decides nothing afterwards.
 
-use std::{collections::HashMap, io, net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use libp2p::{
@@ -8,7 +8,7 @@ use libp2p::{
     connection_limits::{self, ConnectionLimits},
     core::{
         muxing::StreamMuxerBox,
-        transport::{Boxed, ListenerId, OrTransport, timeout::TransportTimeout},
+        transport::{Boxed, ListenerId, OrTransport, global_only, timeout::TransportTimeout},
         upgrade::Version,
     },
     dns, identify,
@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{BoxError, NetConfig, StartError, Timing, address, gate, streams};
+use crate::{BoxError, NetConfig, StartError, Timing, address, dht, gate, streams};
 
 /// What identify tells everyone we connect to, the same for every node.
 pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
@@ -55,7 +55,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
-type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
+pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// The protocols of a node. Limits come first: what they refuse, the others never see.
 #[derive(NetworkBehaviour)]
@@ -66,6 +66,8 @@ pub(crate) struct Behaviour {
     relay: relay::client::Behaviour,
     identify: identify::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    /// Serving others; this node's own errands have swarms of their own.
+    pub(crate) dht: Toggle<dht::Server>,
     streams: streams::Behaviour,
 }
 
@@ -93,19 +95,35 @@ pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behav
         relay,
         identify: identify_behaviour(keypair),
         mdns: mdns.into(),
+        dht: dht_server(config, peer_id).into(),
         streams: streams::Behaviour::default(),
     };
     Ok(swarm(transport, behaviour, peer_id, &config.timing))
 }
 
+fn dht_server(config: &NetConfig, peer_id: PeerId) -> Option<dht::Server> {
+    let directory = config.directory.clone();
+    let limits = config.dht.serve.clone()?;
+    Some(dht::Server::new(peer_id, Arc::new(move || directory.now()), limits))
+}
+
 /// QUIC, and TCP beside it, both by name or number.
 pub(crate) fn direct_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
-    match dns::tokio::Transport::system(numbered_transport(keypair, timing)?) {
+    with_names(|| numbered_transport(keypair, timing))
+}
+
+/// The same, dialling only what the whole world can reach.
+pub(crate) fn global_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
+    with_names(|| Ok(global_only::Transport::new(numbered_transport(keypair, timing)?).boxed()))
+}
+
+fn with_names(numbered: impl Fn() -> Result<BoxedTransport, StartError>) -> Result<BoxedTransport, StartError> {
+    match dns::tokio::Transport::system(numbered()?) {
         Ok(named) => Ok(named.boxed()),
         // Without a resolver (a bare container, some phones), addresses in numbers still work.
         Err(error) => {
             tracing::warn!(%error, "no resolver: host names in addresses will not be found");
-            numbered_transport(keypair, timing)
+            numbered()
         }
     }
 }

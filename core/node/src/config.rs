@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kith_net::{ConnectionLimits, Multiaddr};
+use kith_net::{ConnectionLimits, DhtConfig, Multiaddr};
 
 /// Settings of one node.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Config {
     pub external: Vec<Multiaddr>,
     /// Whether to look for nodes on the local network, and be found there.
     pub mdns: bool,
+    /// What this node does in the DHT; [`DhtConfig::phone`] for a phone. The relays are servers to begin with too.
+    pub dht: DhtConfig,
     /// How much other nodes may cost; [`ConnectionLimits::phone`] for a phone.
     pub limits: ConnectionLimits,
     /// Whether `POST /register` works without a registration token. For tests.
@@ -39,6 +41,7 @@ impl Config {
             relays: Vec::new(),
             external: Vec::new(),
             mdns: true,
+            dht: DhtConfig::desktop(),
             limits: ConnectionLimits::desktop(),
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,

@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 use kith_identity::{IdentityKey, IdentityPublicKey, KeyDocument, RecoveryPhrase};
-use kith_net::{Multiaddr, Net, NetConfig, Timing};
+use kith_net::{DhtConfig, Multiaddr, Net, NetConfig, Timing};
 use kith_store::{OpenError, Store, StoreConfig, StoreError};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -264,6 +264,10 @@ impl Node {
             relays: context.config.relays.clone(),
             external: context.config.external.clone(),
             mdns: context.config.mdns,
+            dht: DhtConfig {
+                servers: [&context.config.relays[..], &context.config.dht.servers].concat(),
+                ..context.config.dht.clone()
+            },
             limits: context.config.limits.clone(),
             timing: Timing::default(),
         };

@@ -205,6 +205,13 @@ pub struct SealedRecord {
     signature: [u8; 64],
 }
 
+/// Which of two records of one slot counts: the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordRank {
+    seq: u64,
+    expires: MilliSecondsSinceUnixEpoch,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Wire {
     certificate: certificate::Wire,
@@ -321,20 +328,36 @@ impl SealedRecord {
             .map_err(|_| RecordError::Signature)
     }
 
+    /// How it compares with other records of its slot, once they are checked.
+    pub fn rank(&self) -> RecordRank {
+        RecordRank {
+            seq: self.seq,
+            expires: self.expires,
+        }
+    }
+
     /// Whether to keep this record instead of `held`, both checked: it is for the same slot, and newer. The same record
     /// once more is not: it must not be kept for longer because somebody repeats it.
     pub fn supersedes(&self, held: &Self) -> bool {
-        self.certificate.blinded_key == held.certificate.blinded_key
-            && (self.seq, self.expires) > (held.seq, held.expires)
+        self.certificate.blinded_key == held.certificate.blinded_key && self.rank() > held.rank()
     }
 
     /// Until when a storer keeps a record that it got at `received`, in its own time: for one lifetime, however wrong
-    /// the publisher's clock is, and never past the time at which [`SealedRecord::check`] refuses it.
+    /// the publisher's clock is, and never past [`SealedRecord::refused_from`].
     pub fn kept_until(&self, received: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
         let lifetime = UInt::new_saturating(Self::LIFETIME_MS);
+        let ends = received.0.saturating_add(lifetime);
+        MilliSecondsSinceUnixEpoch(ends.min(self.refused_from().0))
+    }
+
+    /// From when on [`SealedRecord::check`] refuses it for good: it is expired, or its day is over, for every clock that
+    /// is taken for right. Until then a storer remembers its [`RecordRank`], so that nobody brings an older one back.
+    pub fn refused_from(&self) -> MilliSecondsSinceUnixEpoch {
         let tolerance = UInt::new_saturating(Self::CLOCK_TOLERANCE_MS);
-        let ends = self.expires.0.saturating_add(tolerance);
-        MilliSecondsSinceUnixEpoch(ends.min(received.0.saturating_add(lifetime)))
+        let expired = self.expires.0.saturating_add(tolerance);
+        // Yesterday's records are still good, those of the day before are not.
+        let day_over = self.certificate.day.next().next().begins();
+        MilliSecondsSinceUnixEpoch(expired.min(day_over.0))
     }
 
     /// Decrypts and reads the record of a slot, and checks that the content is the server's own: the identity key's

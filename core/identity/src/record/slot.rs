@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerSigningKeyId};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerSigningKeyId, UInt};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -29,6 +29,11 @@ impl Day {
     /// Days since 1970-01-01.
     pub fn number(self) -> u32 {
         self.0
+    }
+
+    /// When it begins.
+    pub fn begins(self) -> MilliSecondsSinceUnixEpoch {
+        MilliSecondsSinceUnixEpoch(UInt::new_saturating(u64::from(self.0) * DAY_MS))
     }
 
     /// The day after.

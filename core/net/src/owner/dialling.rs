@@ -16,7 +16,11 @@ use libp2p::{
 };
 use rand::Rng;
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Connected, Later, Owner};
 use crate::{
@@ -41,6 +45,9 @@ const LAN_PAUSE: Duration = Duration::from_secs(2);
 /// of network to reconnect.
 const MAX_REDIALS: u32 = 12;
 
+/// Where addresses are known already, they are tried for this long before the DHT is asked: it costs more than they do.
+const HEAD_START: Duration = Duration::from_millis(500);
+
 /// The longest pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 
@@ -52,6 +59,10 @@ struct Attempt {
     open: HashSet<ConnectionId>,
     /// The directory is being asked.
     looking_up: bool,
+    /// The DHT is being asked, until this is dropped.
+    searching: Option<DropGuard>,
+    /// Tells it from attempts before.
+    number: u64,
 }
 
 /// A peer that is being dialled.
@@ -80,6 +91,8 @@ pub(super) struct Dialling {
     lan: HashMap<PeerId, Vec<Multiaddr>>,
     /// How often each lost contact was dialled again.
     redials: HashMap<OwnedServerName, u32>,
+    /// Attempts so far.
+    sought: u64,
 }
 
 impl Dialling {
@@ -124,10 +137,13 @@ impl Owner {
             }
             return;
         }
+        self.dialling.sought += 1;
         let attempt = Attempt {
             waiting: reply.into_iter().collect(),
             open: HashSet::new(),
             looking_up: true,
+            searching: None,
+            number: self.dialling.sought,
         };
         self.dialling.attempts.insert(server.clone(), attempt);
         self.look_up(server.clone());
@@ -157,8 +173,56 @@ impl Owner {
             return;
         };
         attempt.looking_up = false;
+        let nothing_known = found.is_empty() && attempt.open.is_empty();
         self.dial_for(server, found, Source::Server);
+        let head_start = if nothing_known { Duration::ZERO } else { HEAD_START };
+        self.search_dht_for(server, head_start);
         self.end_attempt_if_hopeless(server);
+    }
+
+    /// Has the DHT join the attempt, unless it was asked a moment ago.
+    fn search_dht_for(&mut self, server: &ServerName, head_start: Duration) {
+        let Some(attempt) = self.dialling.attempts.get_mut(server) else {
+            return;
+        };
+        if !self.dht.may_look_up(server, Instant::now()) {
+            return;
+        }
+        let unwanted = CancellationToken::new();
+        attempt.searching = Some(unwanted.clone().drop_guard());
+        let (dht, found, server, number) = (
+            self.dht.clone(),
+            self.found.0.clone(),
+            server.to_owned(),
+            attempt.number,
+        );
+        self.later.spawn(async move {
+            if unwanted.run_until_cancelled(sleep(head_start)).await.is_some() {
+                dht.look_up(&server, &found, &unwanted).await;
+            }
+            Later::Searched(server, number)
+        });
+    }
+
+    /// Addresses from the DHT join the attempt. They are the server's own words, signed by one of its nodes.
+    pub(super) fn handle_found_in_dht(&mut self, server: &ServerName, found: &[PeerAddresses]) {
+        if self.dialling.attempts.contains_key(server) {
+            self.dial_for(server, found, Source::Server);
+        }
+    }
+
+    /// The DHT has no more to say.
+    pub(super) fn handle_searched(&mut self, server: &ServerName, number: u64) {
+        // What it found last may not have been read yet.
+        while let Ok((server, found)) = self.found.1.try_recv() {
+            self.handle_found_in_dht(&server, &found);
+        }
+        if let Some(attempt) = self.dialling.attempts.get_mut(server)
+            && attempt.number == number
+        {
+            attempt.searching = None;
+            self.end_attempt_if_hopeless(server);
+        }
     }
 
     /// Dials where the server may be.
@@ -279,6 +343,7 @@ impl Owner {
     /// A connection proved to be this server's.
     pub(super) fn connected(&mut self, server: &ServerName, id: ConnectionId, peer: &Arc<Peer>) {
         self.dialling.redials.remove(server);
+        self.dht.reached(server);
         if let Some(attempt) = self.dialling.attempts.remove(server) {
             for waiting in attempt.waiting {
                 let _ = waiting.send(Ok(peer.clone()));
@@ -291,7 +356,7 @@ impl Owner {
         let Some(attempt) = self.dialling.attempts.get(server) else {
             return;
         };
-        if attempt.looking_up || !attempt.open.is_empty() {
+        if attempt.looking_up || attempt.searching.is_some() || !attempt.open.is_empty() {
             return;
         }
         if let Some(attempt) = self.dialling.attempts.remove(server) {

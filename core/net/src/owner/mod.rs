@@ -29,6 +29,7 @@ use self::{dialling::Dialling, reservations::Reservations};
 use crate::{
     PeerAddresses, StartError,
     address::{self, Path},
+    dht::{Dht, Found},
     hello::Verified,
     peers::{NotConnected, Peer, Peers},
     session::{Greeting, News, Report, Session, SessionFault, Shared},
@@ -44,6 +45,9 @@ const MAX_KEPT: u8 = 8;
 
 /// Addresses that a peer may name as its own.
 const MAX_NAMED_ADDRESSES: usize = 8;
+
+/// Addresses from the DHT that the owner has not read yet.
+pub(crate) const FOUND_QUEUE: usize = 64;
 
 /// What comes of connecting to a server.
 pub(crate) type Connected = Result<Arc<Peer>, NotConnected>;
@@ -64,6 +68,10 @@ pub(crate) enum Command {
 enum Later {
     /// What the directory remembers about a server.
     Found(OwnedServerName, Vec<PeerAddresses>),
+    /// There is no more to find in the DHT about a server; the number is the attempt's.
+    Searched(OwnedServerName, u64),
+    /// The DHT is to be joined through these.
+    DhtServers(Vec<PeerAddresses>),
     /// The servers to connect to.
     Contacts(Vec<OwnedServerName>),
     /// A contact that was lost is to be dialled again.
@@ -113,6 +121,9 @@ pub(crate) struct Owner {
     contacts: HashSet<OwnedServerName>,
     dialling: Dialling,
     reservations: Reservations,
+    dht: Dht,
+    /// Where searches in the DHT put what they find.
+    found: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
     later: JoinSet<Later>,
 }
 
@@ -125,7 +136,13 @@ pub(crate) struct Channels {
 }
 
 impl Owner {
-    pub(crate) fn new(swarm: Swarm<Behaviour>, shared: Arc<Shared>, peers: Arc<Peers>, channels: Channels) -> Self {
+    pub(crate) fn new(
+        swarm: Swarm<Behaviour>,
+        shared: Arc<Shared>,
+        peers: Arc<Peers>,
+        dht: Dht,
+        channels: Channels,
+    ) -> Self {
         Self {
             swarm,
             shared,
@@ -140,6 +157,8 @@ impl Owner {
             contacts: HashSet::new(),
             dialling: Dialling::default(),
             reservations: Reservations::default(),
+            dht,
+            found: mpsc::channel(FOUND_QUEUE),
             later: JoinSet::new(),
         }
     }
@@ -156,6 +175,7 @@ impl Owner {
         for address in external {
             self.swarm.add_external_address(address.clone());
         }
+        self.serve_dht_if_reachable();
         for address in relayed {
             self.add_reservation(address);
         }
@@ -171,6 +191,7 @@ impl Owner {
                 event = self.swarm.select_next_some() => self.handle_swarm_event(event),
                 Some(command) = self.commands.recv() => self.handle_command(command),
                 Some(report) = self.reports.recv() => self.handle_report(report),
+                Some((server, found)) = self.found.1.recv() => self.handle_found_in_dht(&server, &found),
                 Some(later) = self.later.join_next(), if !self.later.is_empty() => match later {
                     Ok(later) => self.handle_later(later),
                     Err(error) => tracing::error!(%error, "a task of the network failed"),
@@ -192,6 +213,7 @@ impl Owner {
                     let session = entry.session.clone();
                     self.shared.tasks.spawn(async move { session.probe().await });
                 }
+                self.dht.network_changed();
                 self.look_up_contacts();
             }
             Command::DialContacts => self.look_up_contacts(),
@@ -201,6 +223,12 @@ impl Owner {
     fn handle_later(&mut self, later: Later) {
         match later {
             Later::Found(server, found) => self.handle_found(&server, &found),
+            Later::Searched(server, number) => self.handle_searched(&server, number),
+            Later::DhtServers(servers) => {
+                if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
+                    dht.join(&servers);
+                }
+            }
             Later::Contacts(contacts) => self.connect_to_contacts(contacts),
             Later::Redial(server) => self.connect(server, None),
             Later::Lost(Some(server)) => self.redial_later(server),
@@ -234,10 +262,27 @@ impl Owner {
                 self.handle_listener_closed(listener_id);
                 self.publish_listening();
             }
-            SwarmEvent::ExpiredListenAddr { .. }
-            | SwarmEvent::ExternalAddrConfirmed { .. }
-            | SwarmEvent::ExternalAddrExpired { .. } => self.publish_listening(),
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
+                self.serve_dht_if_reachable();
+                self.publish_listening();
+            }
+            SwarmEvent::ExpiredListenAddr { .. } => self.publish_listening(),
             _ => {}
+        }
+    }
+
+    /// Serves the DHT while there is an address at which anyone reaches this node itself.
+    fn serve_dht_if_reachable(&mut self) {
+        let reachable = self
+            .swarm
+            .external_addresses()
+            .any(|address| !address::is_relayed(address));
+        let Some(server) = self.swarm.behaviour_mut().dht.as_mut() else {
+            return;
+        };
+        if server.serve(reachable) && reachable {
+            let dht = self.dht.clone();
+            self.later.spawn(async move { Later::DhtServers(dht.servers().await) });
         }
     }
 
@@ -257,7 +302,7 @@ impl Owner {
         let greeting = match self.dialling.established(connection.id) {
             Some(turn) => Greeting::Dialler(turn),
             None if connection.endpoint.is_listener() => Greeting::Listener,
-            // libp2p dials on its own only relays that it needs.
+            // libp2p dials on its own only relays that it needs, and servers of the DHT.
             None => Greeting::None,
         };
         let session = Session::new(&connection, greeting, self.connections, self.shared.clone());
@@ -336,11 +381,17 @@ impl Owner {
 
     fn handle_identify(&mut self, event: identify::Event) {
         let identify::Event::Received {
-            connection_id, info, ..
+            connection_id,
+            peer_id,
+            info,
+            ..
         } = event
         else {
             return;
         };
+        if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
+            dht.identified(connection_id, peer_id, &info);
+        }
         let Some(entry) = self.sessions.get_mut(&connection_id) else {
             return;
         };

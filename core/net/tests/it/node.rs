@@ -17,8 +17,8 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
 use kith_net::{
-    Body, ConnectionLimits, Directory, DirectoryError, InboundService, Multiaddr, Net, NetConfig, PeerAddresses,
-    PeerEvent, PeerInfo, RequestError, RequestLimits, Timing,
+    Body, ConnectionLimits, DhtConfig, Directory, DirectoryError, InboundService, Multiaddr, Net, NetConfig,
+    PeerAddresses, PeerEvent, PeerInfo, RequestError, RequestLimits, Timing,
 };
 use rand::rngs::OsRng;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
@@ -69,6 +69,7 @@ pub(crate) struct MemoryDirectory {
     pub(crate) documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
     pub(crate) addresses: Mutex<HashMap<OwnedServerName, Vec<PeerAddresses>>>,
     pub(crate) contacts: Mutex<Vec<OwnedServerName>>,
+    pub(crate) dht_servers: Mutex<Vec<PeerAddresses>>,
     pub(crate) now: AtomicU64,
 }
 
@@ -79,6 +80,7 @@ impl MemoryDirectory {
             documents: Mutex::default(),
             addresses: Mutex::default(),
             contacts: Mutex::default(),
+            dht_servers: Mutex::default(),
             now: AtomicU64::new(NOW),
         })
     }
@@ -118,6 +120,15 @@ impl Directory for MemoryDirectory {
         let known = all.entry(server.to_owned()).or_default();
         known.retain(|known| known.peer_id != addresses.peer_id);
         known.push(addresses);
+        Ok(())
+    }
+
+    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        Ok(self.dht_servers.lock().unwrap().clone())
+    }
+
+    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
+        *self.dht_servers.lock().unwrap() = servers;
         Ok(())
     }
 
@@ -167,6 +178,7 @@ pub(crate) struct Setup {
     pub(crate) service: InboundService,
     pub(crate) listen: Vec<Multiaddr>,
     pub(crate) relays: Vec<Multiaddr>,
+    pub(crate) dht: DhtConfig,
     pub(crate) limits: ConnectionLimits,
     pub(crate) timing: Timing,
 }
@@ -180,6 +192,7 @@ impl Setup {
             service: echo(),
             listen: vec![QUIC.parse().unwrap()],
             relays: Vec::new(),
+            dht: DhtConfig::default(),
             limits: ConnectionLimits::default(),
             timing: quick(),
         }
@@ -201,6 +214,7 @@ impl Setup {
             relays: self.relays.clone(),
             external: Vec::new(),
             mdns: false,
+            dht: self.dht.clone(),
             limits: self.limits.clone(),
             timing: self.timing.clone(),
         }

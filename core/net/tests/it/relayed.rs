@@ -1,15 +1,15 @@
 //! Nodes that nobody reaches but through a relay.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use kith_identity::TransportKey;
 use kith_net::{
-    Multiaddr, PeerEvent, Timing, circuit_address,
+    DhtServerConfig, Multiaddr, PeerEvent, ShelfLimits, Timing, circuit_address,
     relay::{Relay, RelayConfig, RelayLimits},
 };
 use rand::rngs::OsRng;
 
-use crate::node::{Node, QUIC, Setup, connections, soon, wait_for};
+use crate::node::{NOW, Node, QUIC, Setup, connections, soon, timestamp, wait_for};
 
 async fn relay(key: &TransportKey, listen: &str) -> Relay {
     Relay::start(RelayConfig {
@@ -17,10 +17,20 @@ async fn relay(key: &TransportKey, listen: &str) -> Relay {
         listen: vec![listen.parse().unwrap()],
         external: Vec::new(),
         limits: RelayLimits::default(),
+        dht: dht_server(),
         timing: Timing::default(),
     })
     .await
     .unwrap()
+}
+
+/// A server of the DHT on the tests' clock.
+pub(crate) fn dht_server() -> DhtServerConfig {
+    DhtServerConfig {
+        clock: Arc::new(|| timestamp(NOW)),
+        limits: ShelfLimits::default(),
+        servers: Vec::new(),
+    }
 }
 
 fn is_circuit(address: &Multiaddr) -> bool {

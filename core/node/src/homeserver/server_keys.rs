@@ -110,17 +110,27 @@ impl ServerKeys {
         told.iter().for_each(|document| ring.add(document.clone()));
         found.extend(told);
         self.keep(found).await?;
+        // Looking for those that were not reached, the network may have come across their documents.
+        let wanted = lacking(&ring);
+        if !wanted.is_empty() {
+            let found = self.held(wanted).await?.0;
+            found.into_values().flatten().for_each(|document| ring.add(document));
+        }
         Ok(ring)
     }
 
     /// One server's keys, asked for if none are held.
     pub async fn of_server(&self, server: &ServerName) -> Result<KeyRing, Error> {
         let mut ring = self.held(BTreeSet::from([server.to_owned()])).await?;
-        if ring.0.is_empty()
-            && let Some(document) = self.ask_itself(server).await
-        {
-            ring.add(document.clone());
-            self.keep(vec![document]).await?;
+        if ring.0.is_empty() {
+            match self.ask_itself(server).await {
+                Some(document) => {
+                    ring.add(document.clone());
+                    self.keep(vec![document]).await?;
+                }
+                // Looking for it, the network may have come across its document.
+                None => ring = self.held(BTreeSet::from([server.to_owned()])).await?,
+            }
         }
         Ok(ring)
     }

@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::clock::World;
 
+/// The setting that holds the servers of the DHT that were met: a JSON array of PeerIds, each with its addresses.
+const DHT_SERVERS: &str = "dht_servers";
+
 /// Servers dialled at the start at the most.
 const MAX_CONTACTS: u32 = 256;
 
@@ -62,6 +65,26 @@ impl Directory for StoreDirectory {
             .store
             .write(move |txn| txn.keep_peer_addresses(&server, &known, now))
             .await;
+        kept.map_err(failed)
+    }
+
+    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        let kept = self.store.read(|txn| txn.setting(DHT_SERVERS)).await.map_err(failed)?;
+        let known: Vec<(String, Vec<String>)> = match kept {
+            Some(json) => serde_json::from_str(&json).map_err(|error| DirectoryError(Box::new(error)))?,
+            None => Vec::new(),
+        };
+        let known = known
+            .into_iter()
+            .map(|(peer_id, addresses)| KnownAddresses { peer_id, addresses });
+        Ok(known.filter_map(parse).collect())
+    }
+
+    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
+        let known = servers.iter().map(to_known);
+        let known: Vec<_> = known.map(|known| (known.peer_id, known.addresses)).collect();
+        let json = serde_json::to_string(&known).map_err(|error| DirectoryError(Box::new(error)))?;
+        let kept = self.store.write(move |txn| txn.set_setting(DHT_SERVERS, &json)).await;
         kept.map_err(failed)
     }
 

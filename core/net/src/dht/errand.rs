@@ -1,0 +1,208 @@
+//! One errand in the DHT: a small swarm with a key of its own, made for one publication or one lookup and ended with it. So
+//! nobody who stores or answers learns this node's PeerId, or can tell that two errands are one node's but by IP address.
+//! It listens on nothing, answers nobody, and judges no record.
+
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use kith_identity::DhtKey;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    identity::Keypair,
+    kad::{self, GetRecordOk, PutRecordError, QueryId, QueryResult, RecordKey, store::MemoryStore},
+    swarm::SwarmEvent,
+};
+
+use super::PROTOCOL;
+use crate::{
+    PeerAddresses, StartError, Timing,
+    address::{is_dialable, is_relayed, split_peer_id},
+    swarm::{self, BoxedTransport},
+};
+
+/// Paths that a query takes side by side. They share no server, so that it fails only when each meets a hostile one.
+const PATHS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(5);
+
+/// For one server to answer one question.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// For one query to end.
+const QUERY: Duration = Duration::from_secs(20);
+
+/// Servers that an errand remembers having met.
+const MAX_MET: usize = 32;
+
+/// Makes an errand's transport. The flag says that only global addresses are to be dialled.
+pub(crate) type Carrier = Arc<dyn Fn(&Keypair, bool) -> Result<BoxedTransport, StartError> + Send + Sync>;
+
+/// Something that a server gave under a key. Nothing about it is proved.
+pub(crate) struct Given {
+    pub(crate) key: DhtKey,
+    pub(crate) value: Vec<u8>,
+}
+
+/// A swarm for one errand.
+pub(crate) struct Errand {
+    swarm: Swarm<kad::Behaviour<MemoryStore>>,
+    queries: HashMap<QueryId, DhtKey>,
+    met: Vec<PeerAddresses>,
+    missed: Vec<PeerId>,
+}
+
+impl Errand {
+    /// An errand that begins at these servers.
+    pub(crate) fn new(carrier: &Carrier, timing: &Timing, servers: &[PeerAddresses]) -> Result<Self, StartError> {
+        let keypair = Keypair::generate_ed25519();
+        let peer_id = keypair.public().to_peer_id();
+        // Whoever begins in the wide world is not sent around in the local network by those it meets.
+        let mut addresses = servers.iter().flat_map(|server| &server.addresses);
+        let global = !addresses.any(crate::address::is_lan);
+        let mut settings = kad::Config::new(PROTOCOL);
+        settings
+            .set_parallelism(PATHS)
+            .disjoint_query_paths(true)
+            .set_query_timeout(QUERY)
+            .set_substreams_timeout(ANSWER)
+            .set_record_ttl(None)
+            .set_replication_interval(None)
+            .set_publication_interval(None)
+            .set_provider_publication_interval(None)
+            .set_caching(kad::Caching::Disabled)
+            .set_kbucket_inserts(kad::BucketInserts::Manual)
+            .set_periodic_bootstrap_interval(None);
+        let mut kad = kad::Behaviour::with_config(peer_id, MemoryStore::new(peer_id), settings);
+        kad.set_mode(Some(kad::Mode::Client));
+        for server in servers {
+            for address in &server.addresses {
+                kad.add_address(&server.peer_id, address.clone());
+            }
+        }
+        // New peers in the table make libp2p look for more of them half a second later: of no use to an errand. Having
+        // begun to look resets that; it is finished before it asks anyone anything, here and in `next`.
+        if let Ok(id) = kad.bootstrap()
+            && let Some(mut query) = kad.query_mut(&id)
+        {
+            query.finish();
+        }
+        let transport = carrier(&keypair, global)?;
+        Ok(Self {
+            swarm: swarm::swarm(transport, kad, peer_id, timing),
+            queries: HashMap::new(),
+            met: Vec::new(),
+            missed: Vec::new(),
+        })
+    }
+
+    /// Starts to ask for what stands under a key.
+    pub(crate) fn seek(&mut self, key: DhtKey) {
+        let id = self.swarm.behaviour_mut().get_record(RecordKey::new(key.as_bytes()));
+        self.queries.insert(id, key);
+    }
+
+    /// Asks for nothing more under a key.
+    pub(crate) fn finish(&mut self, key: &DhtKey) {
+        let queries = self.queries.iter().filter(|(_, sought)| *sought == key);
+        for id in queries.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(mut query) = self.swarm.behaviour_mut().query_mut(&id) {
+                query.finish();
+            }
+            self.queries.remove(&id);
+        }
+    }
+
+    /// What is given next under any key sought, or none when everybody who should be asked was. May be dropped and called
+    /// again.
+    pub(crate) async fn next(&mut self) -> Option<Given> {
+        while !self.queries.is_empty() {
+            let Some((id, result, last)) = self.progress().await else {
+                continue;
+            };
+            let given = match result {
+                QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => Some(found.record.value),
+                _ => None,
+            };
+            let key = if last {
+                self.queries.remove(&id)
+            } else {
+                self.queries.get(&id).copied()
+            };
+            if let (Some(key), Some(value)) = (key, given) {
+                return Some(Given { key, value });
+            }
+        }
+        None
+    }
+
+    /// Finds the servers nearest to a key, and gives them a record. Says who took it, or seemed to.
+    pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Vec<PeerId> {
+        let kad = self.swarm.behaviour_mut();
+        let nearest = kad.get_n_closest_peers(key.as_bytes().to_vec(), replicas);
+        let peers: Vec<PeerId> = loop {
+            match self.progress().await {
+                Some((id, QueryResult::GetClosestPeers(found), _)) if id == nearest => {
+                    let peers = match found {
+                        Ok(found) => found.peers,
+                        Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
+                    };
+                    break peers.into_iter().map(|peer| peer.peer_id).collect();
+                }
+                _ => {}
+            }
+        };
+        if peers.is_empty() {
+            return Vec::new();
+        }
+        // Without a publisher: `put_record` would write this errand's PeerId into what servers keep.
+        let record = kad::Record::new(RecordKey::new(key.as_bytes()), value);
+        let kad = self.swarm.behaviour_mut();
+        let put = kad.put_record_to(record, peers.iter().copied(), kad::Quorum::All);
+        loop {
+            match self.progress().await {
+                Some((id, QueryResult::PutRecord(outcome), _)) if id == put => {
+                    return match outcome {
+                        Ok(_) => peers,
+                        Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }) => {
+                            success
+                        }
+                    };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The servers met that were not known before, and those that were not reached.
+    pub(crate) fn end(self) -> (Vec<PeerAddresses>, Vec<PeerId>) {
+        (self.met, self.missed)
+    }
+
+    /// What came of a query, if it is one of ours; and whether that is all.
+    async fn progress(&mut self) -> Option<(QueryId, QueryResult, bool)> {
+        match self.swarm.select_next_some().await {
+            SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => {
+                if matches!(result, QueryResult::Bootstrap(_)) {
+                    if let Some(mut query) = self.swarm.behaviour_mut().query_mut(&id) {
+                        query.finish();
+                    }
+                    return None;
+                }
+                return Some((id, result, step.last));
+            }
+            SwarmEvent::Behaviour(kad::Event::RoutablePeer { peer, address }) => self.meet(peer, address),
+            SwarmEvent::OutgoingConnectionError {
+                peer_id: Some(peer), ..
+            } => self.missed.push(peer),
+            _ => {}
+        }
+        None
+    }
+
+    fn meet(&mut self, peer_id: PeerId, address: Multiaddr) {
+        let address = split_peer_id(address).0;
+        let known = self.met.iter().any(|met| met.peer_id == peer_id);
+        if self.met.len() < MAX_MET && !known && is_dialable(&address) && !is_relayed(&address) {
+            let addresses = vec![address];
+            self.met.push(PeerAddresses { peer_id, addresses });
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The DHT `/kith/kad/1` (`protocol.md` section 2): sealed records under keys that are new every day. Relays and reachable
+//! desktops serve ([`server`]); everybody publishes and looks up by errands ([`errand`]). Nothing here makes a record, and
+//! nothing that a server gives is believed before it is checked.
+
+pub(crate) mod errand;
+mod lookup;
+mod server;
+mod shelf;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kith_identity::{RecordError, SealedRecord};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+
+use self::errand::{Carrier, Errand};
+pub(crate) use self::lookup::Found;
+pub(crate) use self::server::Behaviour as Server;
+pub use self::{
+    server::{DhtStatus, ServerConfig},
+    shelf::ShelfLimits,
+};
+use crate::{
+    Directory, PeerAddresses, StartError, Timing,
+    address::{is_dialable, split_peer_id},
+    peers::lock,
+    swarm,
+};
+
+/// What its servers speak.
+pub(crate) const PROTOCOL: StreamProtocol = StreamProtocol::new("/kith/kad/1");
+
+/// Tells a server the time, by which it judges and keeps records.
+pub type Clock = Arc<dyn Fn() -> MilliSecondsSinceUnixEpoch + Send + Sync>;
+
+/// Until an errand must be over.
+const ERRAND: Duration = Duration::from_secs(40);
+
+/// For one server's handshake. Errands ask several side by side, and those that are slow are left out.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+
+/// Servers that are remembered, besides those that were configured.
+const MAX_SERVERS: usize = 48;
+
+/// A name that was looked up is not looked up again for this long, three times as long each time that nothing came of it, up to
+/// [`MAX_PAUSE`].
+const PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// Names that were looked up and are remembered.
+const MAX_LOOKED_UP: usize = 1024;
+
+/// What a node does in the DHT.
+#[derive(Debug, Clone)]
+pub struct DhtConfig {
+    /// Servers to begin with, each ending in `/p2p/SERVER`: relays. Others are learned, and kept by the [`Directory`].
+    pub servers: Vec<Multiaddr>,
+    /// How many servers are given each record.
+    pub replicas: NonZeroUsize,
+    /// How many errands run at once; others wait.
+    pub errands: usize,
+    /// Whether to serve others while this node has an address that anyone reaches.
+    pub serve: Option<ShelfLimits>,
+}
+
+impl DhtConfig {
+    /// For a phone: serves nobody, and gives its records to few.
+    pub fn phone() -> Self {
+        Self {
+            servers: Vec::new(),
+            replicas: NonZeroUsize::MIN.saturating_add(5),
+            errands: 2,
+            serve: None,
+        }
+    }
+
+    /// For a desktop; the default.
+    pub fn desktop() -> Self {
+        Self {
+            servers: Vec::new(),
+            replicas: NonZeroUsize::MIN.saturating_add(15),
+            errands: 8,
+            serve: Some(ShelfLimits::default()),
+        }
+    }
+}
+
+impl Default for DhtConfig {
+    fn default() -> Self {
+        Self::desktop()
+    }
+}
+
+/// Why a record was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// No server of the DHT is known: no relay is configured, and none was ever met.
+    #[error("no server of the DHT is known; add a relay")]
+    NoServers,
+    /// None of those known, or named by them, took the record.
+    #[error("no server of the DHT took the record")]
+    NotTaken,
+    /// The record cannot be sent.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// No errand can be made.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// What came of looking a name up.
+struct LookedUp {
+    until: Instant,
+    pause: Duration,
+}
+
+/// Publishes and looks up. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Dht(Arc<Inner>);
+
+struct Inner {
+    directory: Arc<dyn Directory>,
+    carrier: Carrier,
+    timing: Timing,
+    configured: Vec<PeerAddresses>,
+    replicas: NonZeroUsize,
+    errands: Semaphore,
+    looked_up: Mutex<HashMap<OwnedServerName, LookedUp>>,
+}
+
+impl Dht {
+    pub(crate) fn new(config: &DhtConfig, directory: Arc<dyn Directory>, timing: &Timing) -> Self {
+        let timing = Timing {
+            handshake: timing.handshake.min(HANDSHAKE),
+            ..timing.clone()
+        };
+        let own = timing.clone();
+        let carrier: Carrier = Arc::new(move |keypair, global| match global {
+            true => swarm::global_transport(keypair, &own),
+            false => swarm::direct_transport(keypair, &own),
+        });
+        Self::over(carrier, config, directory, timing)
+    }
+
+    /// Over another transport than that of nodes.
+    fn over(carrier: Carrier, config: &DhtConfig, directory: Arc<dyn Directory>, timing: Timing) -> Self {
+        Self(Arc::new(Inner {
+            directory,
+            carrier,
+            timing,
+            configured: known_servers(&config.servers),
+            replicas: config.replicas,
+            errands: Semaphore::new(config.errands.max(1)),
+            looked_up: Mutex::default(),
+        }))
+    }
+
+    /// Gives a record to the servers nearest to its key; says how many took it, or seemed to.
+    pub(crate) async fn publish(&self, record: &SealedRecord) -> Result<usize, PublishError> {
+        let _turn = self.0.errands.acquire().await;
+        let servers = self.servers().await;
+        if servers.is_empty() {
+            return Err(PublishError::NoServers);
+        }
+        let mut errand = self.errand(&servers)?;
+        let put = errand.put(record.dht_key(), record.encode()?, self.0.replicas);
+        let taken = timeout(ERRAND, put).await.map_or(0, |taken| taken.len());
+        self.learn(&servers, errand).await;
+        if taken == 0 {
+            return Err(PublishError::NotTaken);
+        }
+        Ok(taken)
+    }
+
+    /// Whether the server may be looked up `now`: it was not a moment ago. If so, it counts as looked up from now on.
+    pub(crate) fn may_look_up(&self, server: &ServerName, now: Instant) -> bool {
+        let mut looked_up = lock(&self.0.looked_up);
+        let before = looked_up.get(server);
+        if before.is_some_and(|before| now < before.until) {
+            return false;
+        }
+        let pause = before.map_or(PAUSE, |before| (before.pause * 3).min(MAX_PAUSE));
+        if before.is_none() && looked_up.len() >= MAX_LOOKED_UP {
+            looked_up.retain(|_, before| now < before.until);
+            if looked_up.len() >= MAX_LOOKED_UP {
+                return false;
+            }
+        }
+        let until = now + pause;
+        looked_up.insert(server.to_owned(), LookedUp { until, pause });
+        true
+    }
+
+    /// The server was reached: next time it is looked up without delay.
+    pub(crate) fn reached(&self, server: &ServerName) {
+        lock(&self.0.looked_up).remove(server);
+    }
+
+    /// On another network everything may be found again.
+    pub(crate) fn network_changed(&self) {
+        lock(&self.0.looked_up).clear();
+    }
+
+    fn errand(&self, servers: &[PeerAddresses]) -> Result<Errand, StartError> {
+        Errand::new(&self.0.carrier, &self.0.timing, servers)
+    }
+
+    /// The servers to begin with.
+    pub(crate) async fn servers(&self) -> Vec<PeerAddresses> {
+        let mut servers = self.0.configured.clone();
+        match self.0.directory.dht_servers().await {
+            Ok(learned) => {
+                let new =
+                    |server: &PeerAddresses| !self.0.configured.iter().any(|known| known.peer_id == server.peer_id);
+                servers.extend(learned.into_iter().filter(new));
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the servers of the DHT that were met cannot be read"
+            ),
+        }
+        servers
+    }
+
+    /// Remembers the servers that an errand met, before those that were known, and forgets those that it missed while it
+    /// reached others.
+    async fn learn(&self, servers: &[PeerAddresses], errand: Errand) {
+        let (met, missed) = errand.end();
+        let configured = |peer: &PeerId| self.0.configured.iter().any(|known| known.peer_id == *peer);
+        let known = servers.iter().filter(|server| !configured(&server.peer_id));
+        let left = known.filter(|server| met.is_empty() || !missed.contains(&server.peer_id));
+        let mut learned: Vec<_> = met.iter().chain(left).cloned().collect();
+        learned.retain(|server| !configured(&server.peer_id));
+        learned.truncate(MAX_SERVERS);
+        if met.is_empty() && missed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.0.directory.keep_dht_servers(learned).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the servers of the DHT that were met are not kept"
+            );
+        }
+    }
+}
+
+/// Addresses that each end in a PeerId, put together by it. Others are left out.
+pub(crate) fn known_servers(addresses: &[Multiaddr]) -> Vec<PeerAddresses> {
+    let mut servers: Vec<PeerAddresses> = Vec::new();
+    for address in addresses {
+        let (address, Some(peer_id)) = split_peer_id(address.clone()) else {
+            continue;
+        };
+        if !is_dialable(&address) {
+            continue;
+        }
+        match servers.iter_mut().find(|known| known.peer_id == peer_id) {
+            Some(known) => known.addresses.push(address),
+            None => servers.push(PeerAddresses {
+                peer_id,
+                addresses: vec![address],
+            }),
+        }
+    }
+    servers
+}

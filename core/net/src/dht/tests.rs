@@ -1,0 +1,607 @@
+//! The DHT over real QUIC on loopback: relays serve, errands publish and look up, and servers of the test's own lie or
+//! look closely.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use kith_identity::{
+    AddressRecord, Certificate, Day, IdentityKey, KeyDocument, NodeKey, Record, RecordKey, RecordKind, RecordSigner,
+    RecordSlot, SealedRecord, TransportKey, Whereabouts,
+};
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    identity::Keypair,
+    kad::{self, store::MemoryStore, store::RecordStore},
+    swarm::SwarmEvent,
+};
+use rand::rngs::OsRng;
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Dht, DhtConfig, PROTOCOL, ServerConfig, ShelfLimits, errand::Errand, known_servers};
+use crate::{
+    Directory, DirectoryError, PeerAddresses, PublishError, Timing,
+    peers::lock,
+    relay::{Relay, RelayConfig, RelayLimits},
+    swarm,
+};
+
+/// Noon of a day in 2026, in milliseconds.
+const NOON: u64 = 20_700 * DAY + DAY / 2;
+const DAY: u64 = 24 * HOUR;
+const HOUR: u64 = 60 * 60 * 1000;
+
+const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
+fn at(millis: u64) -> MilliSecondsSinceUnixEpoch {
+    MilliSecondsSinceUnixEpoch(UInt::new(millis).unwrap())
+}
+
+async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), awaited).await.expect("it never came")
+}
+
+/// One clock for everybody in a test.
+#[derive(Clone)]
+struct Time(Arc<AtomicU64>);
+
+impl Time {
+    fn noon() -> Self {
+        Self(Arc::new(AtomicU64::new(NOON)))
+    }
+
+    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        at(self.0.load(SeqCst))
+    }
+
+    fn pass(&self, millis: u64) {
+        self.0.fetch_add(millis, SeqCst);
+    }
+
+    fn server_config(&self, servers: Vec<Multiaddr>) -> ServerConfig {
+        let time = self.clone();
+        ServerConfig {
+            clock: Arc::new(move || time.now()),
+            limits: ShelfLimits::default(),
+            servers,
+        }
+    }
+
+    /// A relay, which is a server of the DHT.
+    async fn server(&self, others: Vec<Multiaddr>) -> Relay {
+        Relay::start(RelayConfig {
+            transport_key: TransportKey::generate(&mut OsRng),
+            listen: vec![QUIC.parse().unwrap()],
+            external: Vec::new(),
+            limits: RelayLimits::default(),
+            dht: self.server_config(others),
+            timing: Timing::default(),
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Servers that all know each other.
+    async fn servers(&self, count: usize) -> Vec<Relay> {
+        let mut servers = vec![self.server(Vec::new()).await];
+        while servers.len() < count {
+            let first = servers[0].addrs();
+            servers.push(self.server(first).await);
+            // Who joins meets all that are there. Those who join at one time would meet at the next refresh.
+            let others = servers.len() - 1;
+            for server in &servers {
+                soon(server.dht().wait_for(|status| status.servers == others))
+                    .await
+                    .unwrap();
+            }
+        }
+        servers
+    }
+
+    fn dht(&self, servers: Vec<Multiaddr>) -> (Dht, Arc<Memory>) {
+        let directory = Arc::new(Memory {
+            time: self.clone(),
+            documents: Mutex::default(),
+            servers: Mutex::default(),
+        });
+        let config = DhtConfig {
+            servers,
+            ..DhtConfig::desktop()
+        };
+        (Dht::new(&config, directory.clone(), &Timing::default()), directory)
+    }
+}
+
+struct Memory {
+    time: Time,
+    documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
+    servers: Mutex<Vec<PeerAddresses>>,
+}
+
+#[async_trait]
+impl Directory for Memory {
+    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        self.time.now()
+    }
+
+    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
+        unreachable!("errands never say who makes them")
+    }
+
+    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
+        Ok(lock(&self.documents).get(server).cloned())
+    }
+
+    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
+        lock(&self.documents).insert(document.server_name(), document);
+        Ok(())
+    }
+
+    async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        Ok(Vec::new())
+    }
+
+    async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
+        Ok(())
+    }
+
+    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
+        Ok(lock(&self.servers).clone())
+    }
+
+    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
+        *lock(&self.servers) = servers;
+        Ok(())
+    }
+
+    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Whoever publishes: a server's keys, and the PeerId and address that it says it has.
+struct Bob {
+    identity: IdentityKey,
+    node: NodeKey,
+    document: KeyDocument,
+    peer_id: PeerId,
+    keys: HashMap<(Day, RecordKind), RecordKey>,
+}
+
+impl Bob {
+    fn new() -> Self {
+        let identity = IdentityKey::generate(&mut OsRng);
+        let node = NodeKey::generate(&mut OsRng);
+        let document = KeyDocument::new(&identity, &node.public(), at(NOON), at(NOON * 2)).unwrap();
+        Self {
+            identity,
+            node,
+            document,
+            peer_id: PeerId::random(),
+            keys: HashMap::new(),
+        }
+    }
+
+    fn name(&self) -> OwnedServerName {
+        self.document.server_name()
+    }
+
+    fn address(&self, port: u16) -> PeerAddresses {
+        PeerAddresses {
+            peer_id: self.peer_id,
+            addresses: vec![format!("/ip4/192.0.2.1/udp/{port}/quic-v1").parse().unwrap()],
+        }
+    }
+
+    fn seal(&mut self, record: &Record, day: Day) -> SealedRecord {
+        let kind = record.kind();
+        let key = self
+            .keys
+            .entry((day, kind.clone()))
+            .or_insert_with(|| RecordKey::generate(&mut OsRng));
+        let certificate = match &kind {
+            RecordKind::Keys => Certificate::for_document(&self.identity, &self.document, day, &key.public()),
+            RecordKind::Address(id) => Certificate::for_node(&self.identity, id, day, &key.public()),
+        };
+        let slot = RecordSlot::new(self.identity.public(), kind, day);
+        let key = RecordKey::from_bytes(&key.to_bytes());
+        let signer = RecordSigner::new(slot, certificate.unwrap(), key).unwrap();
+        SealedRecord::seal(record, &signer, &mut OsRng).unwrap()
+    }
+
+    /// An address record made at a time, for the day that it falls into.
+    fn where_at(&mut self, time: MilliSecondsSinceUnixEpoch, port: u16) -> SealedRecord {
+        let whereabouts = Whereabouts {
+            peer_id: self.peer_id.to_bytes(),
+            addrs: vec![self.address(port).addresses[0].to_vec()],
+            ..Whereabouts::default()
+        };
+        let record = AddressRecord::sign(whereabouts, &self.document, &self.node, time).unwrap();
+        self.seal(&Record::Address(record), Day::of(time))
+    }
+
+    fn document_at(&mut self, time: MilliSecondsSinceUnixEpoch) -> SealedRecord {
+        let record = Record::keys(self.document.clone(), time);
+        self.seal(&record, Day::of(time))
+    }
+}
+
+/// Everything that looking a name up gives.
+async fn look_up(dht: &Dht, server: &ServerName) -> Vec<PeerAddresses> {
+    let (tell, mut found) = mpsc::channel(64);
+    soon(dht.look_up(server, &tell, &CancellationToken::new())).await;
+    drop(tell);
+    let mut all = Vec::new();
+    while let Some((name, addresses)) = found.recv().await {
+        assert_eq!(name, server);
+        all.extend(addresses);
+    }
+    all
+}
+
+#[tokio::test]
+async fn whoever_knows_a_name_finds_its_keys_and_addresses() {
+    for count in [1, 3, 10] {
+        let time = Time::noon();
+        let servers = time.servers(count).await;
+        let (publisher, _) = time.dht(servers[0].addrs());
+        let (finder, known) = time.dht(servers[count - 1].addrs());
+        let mut bob = Bob::new();
+        for record in [bob.document_at(time.now()), bob.where_at(time.now(), 1)] {
+            assert_eq!(soon(publisher.publish(&record)).await.unwrap(), count);
+        }
+        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(1)], "{count} servers");
+        assert_eq!(lock(&known.documents).get(&bob.name()), Some(&bob.document));
+        // With the document at hand, what is new is found as well.
+        time.pass(HOUR);
+        soon(publisher.publish(&bob.where_at(time.now(), 2))).await.unwrap();
+        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(2)]);
+        assert_eq!(look_up(&finder, &Bob::new().name()).await, [], "nobody knows this one");
+    }
+}
+
+#[tokio::test]
+async fn clocks_may_be_a_day_apart_and_records_end() {
+    let time = Time::noon();
+    let servers = time.servers(2).await;
+    let (dht, _) = time.dht(servers[0].addrs());
+    // (the publisher's clock, how much later it is looked up, whether it is found)
+    let cases = [
+        (NOON - DAY, 0, true),
+        (NOON + DAY, 0, true),
+        (NOON - 2 * DAY, 0, false),
+        (NOON + 2 * DAY, 0, false),
+        (NOON, 2 * HOUR - 1, true),
+        (NOON, 2 * HOUR, false),
+    ];
+    for (clock, later, found) in cases {
+        let mut bob = Bob::new();
+        time.0.store(NOON, SeqCst);
+        for record in [bob.document_at(at(clock)), bob.where_at(at(clock), 1)] {
+            soon(dht.publish(&record)).await.unwrap();
+        }
+        time.pass(later);
+        let expected: &[PeerAddresses] = if found { &[bob.address(1)] } else { &[] };
+        assert_eq!(look_up(&dht, &bob.name()).await, expected, "{clock} {later}");
+    }
+}
+
+/// What a server gives under a key.
+async fn held(server: &Relay, key: kith_identity::DhtKey) -> Option<Vec<u8>> {
+    let mut errand = errand(&server.addrs());
+    errand.seek(key);
+    soon(errand.next()).await.map(|given| given.value)
+}
+
+fn errand(servers: &[Multiaddr]) -> Errand {
+    let timing = Timing::default();
+    let carrier: super::Carrier = Arc::new(|keypair, _| swarm::direct_transport(keypair, &Timing::default()));
+    Errand::new(&carrier, &timing, &known_servers(servers)).unwrap()
+}
+
+/// Publishes bytes as they are: servers seem to take everything.
+async fn put(server: &Relay, key: kith_identity::DhtKey, value: Vec<u8>) {
+    let mut errand = errand(&server.addrs());
+    assert_eq!(
+        soon(errand.put(key, value, std::num::NonZeroUsize::MIN)).await,
+        [server.peer_id()]
+    );
+}
+
+#[tokio::test]
+async fn a_server_refuses_what_is_forged_old_expired_or_elsewhere() {
+    let time = Time::noon();
+    let server = time.server(Vec::new()).await;
+    let (mut bob, mut eve) = (Bob::new(), Bob::new());
+    let older = bob.where_at(at(NOON - 1), 1);
+    let good = bob.where_at(at(NOON), 2);
+    let key = good.dht_key();
+    put(&server, key, good.encode().unwrap()).await;
+    let good = good.encode().unwrap();
+    assert_eq!(held(&server, key).await.as_ref(), Some(&good));
+
+    let mut forged = bob.where_at(at(NOON + 1), 3).encode().unwrap();
+    *forged.last_mut().unwrap() ^= 1;
+    let mut changed = bob.where_at(at(NOON + 1), 3).encode().unwrap();
+    changed[600] ^= 1;
+    let mut long = good.clone();
+    long.resize(5000, 0);
+    let cases = [
+        ("forged", forged),
+        ("changed", changed),
+        ("rolled back", older.encode().unwrap()),
+        ("somebody else's", eve.where_at(at(NOON + 1), 3).encode().unwrap()),
+        ("of another kind", bob.document_at(at(NOON + 1)).encode().unwrap()),
+        ("of another day", bob.where_at(at(NOON + DAY), 3).encode().unwrap()),
+        ("oversized", long),
+        ("garbage", vec![0xff; 1024]),
+        ("nothing", Vec::new()),
+    ];
+    for (what, value) in cases {
+        put(&server, key, value).await;
+        assert_eq!(held(&server, key).await.as_ref(), Some(&good), "{what}");
+    }
+    // Under its own key none of these is good either.
+    let expired = bob.where_at(at(NOON - DAY - 3 * HOUR), 1);
+    let far = bob.where_at(at(NOON + 2 * DAY), 1);
+    for (what, record) in [("expired", expired), ("from the far future", far)] {
+        put(&server, record.dht_key(), record.encode().unwrap()).await;
+        assert_eq!(held(&server, record.dht_key()).await, None, "{what}");
+    }
+    assert_eq!(server.dht().borrow().records, 1);
+
+    // After its end it does not come back, nor anything older, until its day is over: nobody keeps a record alive.
+    time.pass(3 * HOUR);
+    for record in [good.clone(), older.encode().unwrap()] {
+        put(&server, key, record).await;
+        assert_eq!(held(&server, key).await, None);
+    }
+    let newer = bob.where_at(time.now(), 4).encode().unwrap();
+    put(&server, key, newer.clone()).await;
+    assert_eq!(held(&server, key).await, Some(newer));
+}
+
+/// A server of the test's own: gives what it was told to, and shows what it is given.
+struct Spy {
+    address: Multiaddr,
+    seen: mpsc::Receiver<Seen>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Spy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Debug)]
+struct Seen {
+    peer_id: PeerId,
+    record: kad::Record,
+}
+
+/// Starts one that knows another server.
+async fn spy(gives: Vec<kad::Record>, other: Option<&Relay>) -> Spy {
+    let keypair = Keypair::generate_ed25519();
+    let peer_id = keypair.public().to_peer_id();
+    let mut settings = kad::Config::new(PROTOCOL);
+    settings
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_record_ttl(None);
+    let mut kad = kad::Behaviour::with_config(peer_id, MemoryStore::new(peer_id), settings);
+    kad.set_mode(Some(kad::Mode::Server));
+    for record in gives {
+        kad.store_mut().put(record).unwrap();
+    }
+    for server in other.map(|other| known_servers(&other.addrs())).into_iter().flatten() {
+        kad.add_address(&server.peer_id, server.addresses[0].clone());
+    }
+    let timing = Timing::default();
+    let transport = swarm::direct_transport(&keypair, &timing).unwrap();
+    let mut swarm: Swarm<_> = swarm::swarm(transport, kad, peer_id, &timing);
+    swarm::listen(&mut swarm, &[QUIC.parse().unwrap()], drop).await.unwrap();
+    let address = swarm.listeners().next().unwrap().clone().with_p2p(peer_id).unwrap();
+    let (tell, seen) = mpsc::channel(64);
+    let task = tokio::spawn(async move {
+        loop {
+            if let SwarmEvent::Behaviour(kad::Event::InboundRequest {
+                request:
+                    kad::InboundRequest::PutRecord {
+                        source,
+                        record: Some(record),
+                        ..
+                    },
+            }) = swarm.select_next_some().await
+            {
+                let seen = Seen {
+                    peer_id: source,
+                    record,
+                };
+                tell.send(seen).await.unwrap();
+            }
+        }
+    });
+    Spy { address, seen, task }
+}
+
+#[tokio::test]
+async fn a_storer_learns_no_name_and_cannot_link_two_days() {
+    let time = Time::noon();
+    let mut spy = spy(Vec::new(), None).await;
+    let (dht, _) = time.dht(vec![spy.address.clone()]);
+    let mut bob = Bob::new();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        for record in [bob.where_at(time.now(), 1), bob.document_at(time.now())] {
+            soon(dht.publish(&record)).await.unwrap();
+            seen.push(spy.seen.recv().await.unwrap());
+        }
+        time.pass(DAY);
+    }
+    let distinct = |part: fn(&Seen) -> Vec<u8>| seen.iter().map(part).collect::<HashSet<_>>().len();
+    assert_eq!(
+        distinct(|seen| seen.peer_id.to_bytes()),
+        4,
+        "each errand has a key of its own"
+    );
+    assert_eq!(
+        distinct(|seen| seen.record.key.to_vec()),
+        4,
+        "each day and kind has its own place"
+    );
+    let secrets = [
+        bob.name().as_bytes().to_vec(),
+        bob.identity.public().as_bytes().to_vec(),
+        bob.node.public().signing.as_bytes().to_vec(),
+        bob.node.key_id().as_bytes().to_vec(),
+        bob.peer_id.to_bytes(),
+        bob.peer_id.to_base58().into_bytes(),
+        bob.address(1).addresses[0].to_vec(),
+    ];
+    for Seen { record, .. } in &seen {
+        assert_eq!(record.publisher, None);
+        assert_eq!(record.expires, None);
+        for secret in &secrets {
+            let contains = |bytes: &[u8]| bytes.windows(secret.len()).any(|part| part == secret);
+            assert!(!contains(&record.value) && !contains(record.key.as_ref()));
+        }
+        // Of 1, 2 and 4 KiB, nearly: all that the size tells.
+        assert!(
+            record.value.len() <= 1024 && record.value.len() > 900,
+            "{}",
+            record.value.len()
+        );
+    }
+    // What is the same in two days' records of one kind is the same in anybody's: field names, and the day's high bytes.
+    let mut eve = Bob::new();
+    let others = [eve.where_at(at(NOON), 1), eve.document_at(at(NOON))];
+    for (index, other) in others.iter().enumerate() {
+        let (one, two, other) = (
+            &seen[index].record.value,
+            &seen[index + 2].record.value,
+            other.encode().unwrap(),
+        );
+        assert_eq!(one.len(), two.len());
+        let longest = |a: &[u8], b: &[u8]| common(a, b);
+        assert!(
+            longest(one, two) <= longest(one, &other).max(32),
+            "something ties the two days together"
+        );
+    }
+}
+
+/// The longest run of bytes at the same place in both.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let mut longest = 0;
+    let mut run = 0;
+    for (a, b) in a.iter().zip(b) {
+        run = if a == b { run + 1 } else { 0 };
+        longest = longest.max(run);
+    }
+    longest
+}
+
+#[tokio::test]
+async fn a_forged_record_never_wins() {
+    let time = Time::noon();
+    let servers = time.servers(3).await;
+    let (publisher, _) = time.dht(servers[0].addrs());
+    let (mut bob, mut eve) = (Bob::new(), Bob::new());
+    let older = bob.where_at(at(NOON - HOUR), 1);
+    let mut keys = Vec::new();
+    for record in [bob.document_at(time.now()), bob.where_at(time.now(), 2)] {
+        soon(publisher.publish(&record)).await.unwrap();
+        keys.push(record.dht_key());
+    }
+    let lies: [(&str, Vec<u8>); 4] = [
+        ("garbage", vec![7; 1000]),
+        ("nothing", Vec::new()),
+        ("somebody else's", eve.where_at(at(NOON), 3).encode().unwrap()),
+        ("long", vec![7; 12_000]),
+    ];
+    for (what, lie) in lies {
+        let gives = keys
+            .iter()
+            .map(|key| kad::Record::new(kad::RecordKey::new(key.as_bytes()), lie.clone()));
+        let liar = spy(gives.collect(), Some(&servers[0])).await;
+        let (finder, _) = time.dht(vec![liar.address.clone()]);
+        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(2)], "{what}");
+    }
+    // An old record of bob's own is true as far as it goes; the newer one follows it.
+    time.pass(HOUR + HOUR / 2);
+    let gives = kad::Record::new(kad::RecordKey::new(older.dht_key().as_bytes()), older.encode().unwrap());
+    let liar = spy(vec![gives], Some(&servers[0])).await;
+    let (finder, _) = time.dht(vec![liar.address.clone()]);
+    assert_eq!(look_up(&finder, &bob.name()).await.last(), Some(&bob.address(2)));
+}
+
+#[tokio::test]
+async fn servers_that_were_met_replace_those_that_died() {
+    let time = Time::noon();
+    let mut servers = time.servers(6).await;
+    let first = servers.remove(0);
+    let (dht, known) = time.dht(first.addrs());
+    let mut bob = Bob::new();
+    for record in [bob.document_at(time.now()), bob.where_at(time.now(), 1)] {
+        soon(dht.publish(&record)).await.unwrap();
+    }
+    assert_eq!(look_up(&dht, &bob.name()).await, [bob.address(1)]);
+    assert!(!lock(&known.servers).is_empty());
+    first.shutdown().await;
+    time.pass(HOUR);
+    assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 2))).await.unwrap(), 5);
+    assert_eq!(look_up(&dht, &bob.name()).await, [bob.address(2)]);
+}
+
+#[tokio::test]
+async fn without_servers_there_is_nothing_to_ask() {
+    let time = Time::noon();
+    let (dht, _) = time.dht(Vec::new());
+    let mut bob = Bob::new();
+    let record = bob.where_at(time.now(), 1);
+    assert!(matches!(dht.publish(&record).await, Err(PublishError::NoServers)));
+    assert_eq!(look_up(&dht, &bob.name()).await, []);
+    let gone = time.server(Vec::new()).await;
+    let (dht, _) = time.dht(gone.addrs());
+    gone.shutdown().await;
+    assert!(matches!(soon(dht.publish(&record)).await, Err(PublishError::NotTaken)));
+}
+
+#[tokio::test]
+async fn a_name_that_was_not_found_is_not_looked_up_all_the_time() {
+    let (dht, _) = Time::noon().dht(Vec::new());
+    let bob = Bob::new().name();
+    let start = Instant::now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    // (seconds since the start, whether it may be looked up then)
+    for (seconds, may) in [
+        (0, true),
+        (29, false),
+        (30, true),
+        (119, false),
+        (120, true),
+        (389, false),
+        (390, true),
+    ] {
+        assert_eq!(dht.may_look_up(&bob, after(seconds)), may, "{seconds}");
+    }
+    assert!(dht.may_look_up(&Bob::new().name(), start), "others may");
+    dht.network_changed();
+    assert!(dht.may_look_up(&bob, start));
+    dht.reached(&bob);
+    assert!(dht.may_look_up(&bob, start));
+}
