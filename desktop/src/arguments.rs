@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use directories::ProjectDirs;
-use kith_node::Multiaddr;
+use kith_node::{Multiaddr, config::Profile};
 
 use crate::error::CommandError;
 
@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// Other nodes.
     #[command(subcommand, arg_required_else_help = false)]
     Peer(PeerCommand),
+    /// The relays through which this node is reached.
+    #[command(subcommand, arg_required_else_help = false)]
+    Relay(RelayCommand),
     /// Say what the node is and does.
     Status {
         /// As one line of JSON.
@@ -91,6 +94,50 @@ pub(crate) enum PeerCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum RelayCommand {
+    /// Use a relay from now on.
+    Add {
+        /// Its address, which ends in /p2p/RELAY.
+        relay: Multiaddr,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Use a relay no longer.
+    Remove {
+        /// Its address, as `kith relay list` prints it.
+        relay: Multiaddr,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Print the relays, and whether each holds a place for this node.
+    List {
+        /// As one line of JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+/// What kind of machine it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileName {
+    /// Few connections, long intervals.
+    Phone,
+    /// Many connections.
+    Desktop,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Phone => Self::Phone,
+            ProfileName::Desktop => Self::Desktop,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum PhraseCommand {
     /// Print the words.
     Show {
@@ -117,15 +164,24 @@ pub(crate) struct RunOptions {
     /// Where other nodes connect [default: every interface].
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) listen: Vec<Multiaddr>,
-    /// A relay that keeps a place for this node, as an address that ends in /p2p/RELAY.
+    /// An address under which others reach this node though no interface has it, such as a forwarded port.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) external: Vec<Multiaddr>,
+    /// A relay that keeps a place for this node, as an address that ends in /p2p/RELAY; besides those of `kith relay list`.
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) relay: Vec<Multiaddr>,
+    /// How much the network may cost this machine [default: desktop].
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) profile: Option<ProfileName>,
     /// Another node to know, by its ticket.
     #[arg(long, value_name = "TICKET")]
     pub(crate) peer: Vec<String>,
     /// Do not look for nodes on the local network, nor be found there.
     #[arg(long)]
     pub(crate) no_mdns: bool,
+    /// Do not ask the router for a way in from outside.
+    #[arg(long)]
+    pub(crate) no_upnp: bool,
     /// Do not open the page in the browser.
     #[arg(long)]
     pub(crate) no_open: bool,

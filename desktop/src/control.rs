@@ -6,7 +6,7 @@ mod server;
 
 use std::{io, path::PathBuf};
 
-use kith_node::status::Status;
+use kith_node::{Multiaddr, status::Status};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Client;
@@ -42,6 +42,12 @@ struct AddUser {
 #[derive(Debug, Serialize, Deserialize)]
 struct AddPeer {
     ticket: String,
+}
+
+/// `POST relays` and `DELETE relays`.
+#[derive(Debug, Serialize, Deserialize)]
+struct NamedRelay {
+    relay: Multiaddr,
 }
 
 /// `POST backup`.

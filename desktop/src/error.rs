@@ -12,7 +12,7 @@ use kith_node::{
     store::OpenError,
 };
 
-use crate::{control::ControlError, operations::OperationError};
+use crate::{control::ControlError, operations::OperationError, settings::SettingsFileError};
 
 /// A command's failure. Each makes one line.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,8 @@ pub(crate) enum CommandError {
     },
     #[error("there is no node in {0}; `kith run` makes one")]
     NoNode(PathBuf),
+    #[error("the configuration cannot be used")]
+    Settings(#[from] SettingsFileError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]

@@ -9,6 +9,7 @@ mod page;
 mod prompt;
 mod reach;
 mod run;
+mod settings;
 
 use std::{
     io::{self, Write},
@@ -21,14 +22,16 @@ use kith_node::{
     data_folder::DataFolder,
     identity::{RecoveryPhrase, qr_text},
     keystore::Keystore,
+    relays::Relay,
     status::Status,
 };
 use ruma::OwnedServerName;
 
 use crate::{
-    arguments::{Arguments, Command, Data, PeerCommand, PhraseCommand, RunOptions, UserCommand},
+    arguments::{Arguments, Command, Data, PeerCommand, PhraseCommand, RelayCommand, RunOptions, UserCommand},
     error::CommandError,
     reach::Reach,
+    settings::SettingsFileError,
 };
 
 /// Exit status for arguments that make no sense.
@@ -81,6 +84,28 @@ async fn carry_out(command: Command) -> Result<(), CommandError> {
             let added = reach.add_peer(&ticket, introduction).await;
             reach.leave().await;
             added?.servers.iter().try_for_each(|server| say(server.as_str()))
+        }
+        Command::Relay(RelayCommand::Add { relay, data }) => {
+            let reach = Reach::find_or_make(&data.folder()?).await?;
+            let added = reach.add_relay(&relay).await;
+            reach.leave().await;
+            added
+        }
+        Command::Relay(RelayCommand::Remove { relay, data }) => {
+            let reach = Reach::find(&data.folder()?).await?;
+            let removed = reach.remove_relay(&relay).await;
+            reach.leave().await;
+            removed
+        }
+        Command::Relay(RelayCommand::List { json, data }) => {
+            let reach = Reach::find(&data.folder()?).await?;
+            let relays = reach.relays().await;
+            reach.leave().await;
+            let relays = relays?;
+            if json {
+                return say_json(&relays);
+            }
+            relays.iter().try_for_each(|relay| say(&describe_relay(relay)))
         }
         Command::Status { json, data } => {
             let reach = Reach::find(&data.folder()?).await?;
@@ -165,6 +190,11 @@ fn describe(status: &control::Report) -> String {
     lines.extend(http.as_ref().map(|http| format!("clients  {http}")));
     lines.extend(node.users.iter().map(|user| format!("user     {user}")));
     lines.extend(node.listen.iter().map(|address| format!("listens  {address}")));
+    lines.extend(
+        node.relays
+            .iter()
+            .map(|relay| format!("relay    {}", describe_relay(relay))),
+    );
     lines.extend(describe_peers(node));
     lines.push(format!("rooms    {}", node.room_count));
     for room in &node.rooms {
@@ -187,10 +217,16 @@ fn describe(status: &control::Report) -> String {
     lines.join("\n")
 }
 
+fn describe_relay(relay: &Relay) -> String {
+    let place = if relay.place { "place held" } else { "no place" };
+    let origin = if relay.configured { ", configured" } else { "" };
+    format!("{} ({place}{origin})", relay.address)
+}
+
 fn describe_peers(node: &Status) -> Vec<String> {
     let connected = node.peers.iter().map(|peer| {
         let address = peer.addresses.first().map(String::as_str).unwrap_or_default();
-        format!("peer     {} {address}", peer.server_name)
+        format!("peer     {} {} {address}", peer.server_name, peer.path.as_str())
     });
     let is_connected = |server: &OwnedServerName| node.peers.iter().any(|peer| peer.server_name == *server);
     let away = node.contacts.iter().filter(|server| !is_connected(server));
@@ -218,11 +254,14 @@ fn say_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
     say(&serde_json::to_string(value).map_err(CommandError::Json)?)
 }
 
-/// One line on standard error, with every cause.
+/// One line on standard error, with every cause. A configuration file that makes no sense is as good as such arguments.
 fn fail(error: &CommandError) -> ExitCode {
     // Nobody is left to tell when standard error is gone.
     let _ = writeln!(io::stderr(), "kith: {}", error::one_line(error));
-    ExitCode::FAILURE
+    match error {
+        CommandError::Settings(SettingsFileError::Content { .. }) => ExitCode::from(USAGE),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn explain_usage(error: &clap::Error) -> ExitCode {

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use kith_node::{
-    Node,
+    Multiaddr, Node,
     contacts::{AddPeerError, Introduction, IntroductionError},
     identity::TicketError,
+    relays::{Relay, RelayError},
     status::StatusError,
-    store::BackupError,
+    store::{BackupError, StoreError},
 };
 use ruma::OwnedServerName;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,10 @@ pub(crate) enum OperationError {
     #[error(transparent)]
     Status(#[from] StatusError),
     #[error(transparent)]
+    Relay(#[from] RelayError),
+    #[error("the database cannot be read")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
     Backup(#[from] BackupError),
 }
 
@@ -37,7 +42,8 @@ impl OperationError {
             Self::AddPeer(error) => !matches!(error, AddPeerError::Store(_)),
             Self::Introduction(_) => true,
             Self::Backup(error) => matches!(error, BackupError::Exists(_) | BackupError::File { .. }),
-            Self::Ticket(_) | Self::Status(_) => false,
+            Self::Relay(error) => !matches!(error, RelayError::Store(_)),
+            Self::Ticket(_) | Self::Status(_) | Self::Store(_) => false,
         }
     }
 }
@@ -83,5 +89,19 @@ pub(crate) async fn ticket(node: &Node) -> Result<TicketText, OperationError> {
 
 pub(crate) async fn backup(node: &Node, to: &Path) -> Result<Done, OperationError> {
     node.backup(to).await?;
+    Ok(Done {})
+}
+
+pub(crate) async fn relays(node: &Node) -> Result<Vec<Relay>, OperationError> {
+    Ok(node.relays().await?)
+}
+
+pub(crate) async fn add_relay(node: &Node, relay: &Multiaddr) -> Result<Done, OperationError> {
+    node.add_relay(relay).await?;
+    Ok(Done {})
+}
+
+pub(crate) async fn remove_relay(node: &Node, relay: &Multiaddr) -> Result<Done, OperationError> {
+    node.remove_relay(relay).await?;
     Ok(Done {})
 }

@@ -4,17 +4,18 @@
 use std::path::Path;
 
 use kith_node::{
-    Node, StartError,
+    Multiaddr, Node, StartError,
     clock::World,
-    config::Config,
     contacts::Introduction,
     data_folder::{DataFolder, DataFolderError},
+    relays::Relay,
 };
 
 use crate::{
     control::{Client, Report},
     error::CommandError,
     operations::{self, AddedPeer, AddedUser, TicketText},
+    settings::Settings,
 };
 
 /// A node within reach.
@@ -39,7 +40,7 @@ impl Reach {
         if let Some(client) = Client::find(data).await? {
             return Ok(Self::Running(client));
         }
-        match Node::open(Config::new(data), World::system()).await {
+        match Node::open(Settings::read(data)?.config(data), World::system()).await {
             Ok(node) => Ok(Self::Opened(node)),
             // Somebody holds the folder but does not listen: too early or too late.
             Err(StartError::DataFolder(DataFolderError::Locked(_))) => match Client::find(data).await? {
@@ -87,6 +88,33 @@ impl Reach {
         match self {
             Self::Running(client) => Ok(client.add_peer(text).await?),
             Self::Opened(node) => Ok(operations::add_peer(node, &introduction).await?),
+        }
+    }
+
+    pub(crate) async fn relays(&self) -> Result<Vec<Relay>, CommandError> {
+        match self {
+            Self::Running(client) => Ok(client.relays().await?),
+            Self::Opened(node) => Ok(operations::relays(node).await?),
+        }
+    }
+
+    pub(crate) async fn add_relay(&self, relay: &Multiaddr) -> Result<(), CommandError> {
+        match self {
+            Self::Running(client) => client.add_relay(relay).await.map(drop).map_err(CommandError::from),
+            Self::Opened(node) => operations::add_relay(node, relay)
+                .await
+                .map(drop)
+                .map_err(CommandError::from),
+        }
+    }
+
+    pub(crate) async fn remove_relay(&self, relay: &Multiaddr) -> Result<(), CommandError> {
+        match self {
+            Self::Running(client) => client.remove_relay(relay).await.map(drop).map_err(CommandError::from),
+            Self::Opened(node) => operations::remove_relay(node, relay)
+                .await
+                .map(drop)
+                .map_err(CommandError::from),
         }
     }
 

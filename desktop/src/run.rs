@@ -26,6 +26,7 @@ use crate::{
     error::CommandError,
     operations::OperationError,
     page, say, say_json,
+    settings::Settings,
 };
 
 /// Where Matrix clients look by default.
@@ -53,14 +54,11 @@ pub(crate) async fn run(options: RunOptions) -> Result<(), CommandError> {
     let parse = |text: &String| text.parse::<Introduction>().map_err(CommandError::Introduction);
     let peers = options.peer.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let data = options.data.folder()?;
-    let mut config = Config::new(&data);
-    config.listen = options.listen.clone();
-    config.relays = options.relay.clone();
-    config.mdns = !options.no_mdns;
-    config.open_registration = options.open_registration;
+    let settings = Settings::read(&data)?;
+    let config = configure(&settings, &options, &data);
 
     let node = Node::open(config, World::system()).await?;
-    let serving = serve(&node, &data, &options, &peers);
+    let serving = serve(&node, &data, &settings, &options, &peers);
     // A signal that comes while starting ends the start.
     let outcome = tokio::select! {
         served = serving => match served {
@@ -77,17 +75,44 @@ pub(crate) async fn run(options: RunOptions) -> Result<(), CommandError> {
     outcome
 }
 
+/// What the file says, and over it what the command line says.
+fn configure(settings: &Settings, options: &RunOptions, data: &Path) -> Config {
+    let mut config = settings.config(data);
+    if let Some(profile) = options.profile {
+        config = config.with_profile(profile.into());
+    }
+    if !options.listen.is_empty() {
+        config.listen.clone_from(&options.listen);
+    }
+    if !options.external.is_empty() {
+        config.external.clone_from(&options.external);
+    }
+    config.relays.extend(options.relay.iter().cloned());
+    config.mdns &= !options.no_mdns;
+    config.upnp &= !options.no_upnp;
+    config.open_registration = options.open_registration;
+    config
+}
+
 /// Brings everything up, and says so.
-async fn serve(node: &Node, data: &Path, options: &RunOptions, peers: &[Introduction]) -> Result<(), CommandError> {
+async fn serve(
+    node: &Node,
+    data: &Path,
+    settings: &Settings,
+    options: &RunOptions,
+    peers: &[Introduction],
+) -> Result<(), CommandError> {
     let control_socket = DataFolder::socket(data);
-    let socket = options.socket.as_ref().map(absolute).transpose()?;
+    let socket = options.socket.as_ref().or(settings.socket.as_ref());
+    let socket = socket.map(absolute).transpose()?;
     let surface = Surface {
         node: node.clone(),
         http: Arc::new(OnceLock::new()),
         socket: socket.clone().unwrap_or_else(|| control_socket.clone()),
     };
     let routes = page::routes(surface.clone());
-    let address = node.serve_http(options.http.unwrap_or(DEFAULT_HTTP), routes).await?;
+    let http = options.http.or(settings.http).unwrap_or(DEFAULT_HTTP);
+    let address = node.serve_http(http, routes).await?;
     let http = surface.http.get_or_init(|| format!("http://{address}")).clone();
     if let Some(socket) = socket
         && socket != control_socket

@@ -2,6 +2,7 @@
 //! relay's key, and says when it is ready; what it forwards is [`kith_net::relay`]'s business, and nobody's to read.
 
 mod key;
+mod settings;
 
 use std::{
     io::IsTerminal,
@@ -15,12 +16,16 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use kith_net::{
     DhtServerConfig, Multiaddr, ShelfLimits, StartError, Timing,
-    relay::{Relay, RelayConfig, RelayLimits},
+    relay::{Relay, RelayConfig},
 };
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 use serde_json::json;
+use settings::{Settings, SettingsFileError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Exit status for settings that make no sense, as for arguments.
+const USAGE: u8 = 2;
 
 /// The port that a relay listens on unless told otherwise.
 const PORT: u16 = 4433;
@@ -41,6 +46,9 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
+    /// A file with settings and limits; see kith-relay.example.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The folder that keeps the relay's key, and with it its address. Default: the platform's data folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -67,6 +75,8 @@ enum Error {
     #[error("this system has no data folder for you: give one with --data")]
     NoDataFolder,
     #[error(transparent)]
+    Settings(#[from] SettingsFileError),
+    #[error(transparent)]
     Key(#[from] key::KeyFileError),
     #[error(transparent)]
     Start(#[from] StartError),
@@ -86,13 +96,23 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kith-relay: {}", one_line(&error));
-            ExitCode::FAILURE
+            match error {
+                Error::Settings(SettingsFileError::Content { .. }) => ExitCode::from(USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
 #[tokio::main]
 async fn run(options: Run) -> Result<(), Error> {
+    let settings = options
+        .config
+        .as_deref()
+        .map(Settings::read)
+        .transpose()?
+        .unwrap_or_default();
+    let limits = settings.limits();
     let data = match options.data {
         Some(data) => data,
         None => directories::ProjectDirs::from("", "", "kith-relay")
@@ -105,17 +125,13 @@ async fn run(options: Run) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let relay = Relay::start(RelayConfig {
         transport_key: key::load_or_create(&data)?,
-        listen: if options.listen.is_empty() {
-            default_listen()
-        } else {
-            options.listen
-        },
-        external: options.external,
-        limits: RelayLimits::default(),
+        listen: first_given([options.listen, settings.listen, default_listen()]),
+        external: first_given([options.external, settings.external]),
+        limits,
         dht: DhtServerConfig {
             clock: Arc::new(now),
             limits: ShelfLimits::default(),
-            servers: options.peer,
+            servers: first_given([options.peer, settings.peers]),
         },
         timing: Timing::default(),
     })
@@ -127,6 +143,11 @@ async fn run(options: Run) -> Result<(), Error> {
     }
     relay.shutdown().await;
     Ok(())
+}
+
+/// The command line wins over the file, and both over the defaults.
+fn first_given<const N: usize>(choices: [Vec<Multiaddr>; N]) -> Vec<Multiaddr> {
+    choices.into_iter().find(|given| !given.is_empty()).unwrap_or_default()
 }
 
 /// The machine's clock, by which records of the DHT are judged.

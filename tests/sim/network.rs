@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use kith_node::{
     federation::Peer,
-    network::{Limits, Network, NetworkError, PeerEvent, PeerStatus},
+    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus},
 };
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
@@ -473,6 +473,7 @@ impl Network for Interface {
         let seen = inner.ends[self.node].sees.iter();
         seen.map(|other| PeerStatus {
             server_name: inner.ends[*other].name.clone(),
+            path: PeerPath::Direct,
             addresses: Vec::new(),
         })
         .collect()

@@ -259,7 +259,7 @@ async fn finish(mut kith: Command, arguments: &[&str], data: &Path, stdin: &str)
 async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufReader<ChildStdout>, Ready) {
     let mut command = command(&options.through);
     command
-        .args(["run", "--json", "--no-open", "--http", http, "--data"])
+        .args(["run", "--json", "--no-open", "--no-upnp", "--http", http, "--data"])
         .arg(data);
     if !options.mdns {
         command.arg("--no-mdns");

@@ -95,6 +95,7 @@ async fn start(listen: &str, keep_alive: Duration) -> Outcome<(Net, OwnedServerN
         external: Vec::new(),
         mdns: false,
         dht: DhtConfig::default(),
+        upnp: false,
         limits: ConnectionLimits::default(),
         timing: Timing {
             keep_alive,

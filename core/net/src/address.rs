@@ -4,6 +4,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
+/// The port that hardly any network blocks.
+const HTTPS: u16 = 443;
+
 /// How a connection gets to the peer, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Path {
@@ -48,6 +51,43 @@ pub fn circuit_address(relay: &Multiaddr) -> Option<Multiaddr> {
         [.., Protocol::P2p(_), Protocol::P2pCircuit] => Some(relay.clone()),
         _ => None,
     }
+}
+
+/// The relay that an address names, and where it is: of `…/p2p/RELAY`, and of `…/p2p/RELAY/p2p-circuit` with whatever
+/// follows.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<(PeerId, Multiaddr)> {
+    let mut at = Multiaddr::empty();
+    let mut parts = address.iter();
+    let relay = loop {
+        match parts.next()? {
+            Protocol::P2p(relay) => break relay,
+            Protocol::P2pCircuit => return None,
+            part => at.push(part),
+        }
+    };
+    let whole = matches!(parts.next(), None | Some(Protocol::P2pCircuit));
+    (whole && !at.is_empty()).then_some((relay, at))
+}
+
+/// The PeerId of the relay that an address names: `…/p2p/RELAY`, with or without `/p2p-circuit`.
+pub fn relay_peer(address: &Multiaddr) -> Option<PeerId> {
+    relay_of(address).map(|(relay, _)| relay)
+}
+
+/// Every address at which a relay may be found that is known by some: one that only QUIC was told of may serve TCP at the same
+/// port, and at 443, which networks that block UDP let through.
+pub(crate) fn ways_to_relay(known: &[Multiaddr]) -> Vec<Multiaddr> {
+    let mut ways = known.to_vec();
+    for address in known {
+        let parts: Vec<_> = address.iter().collect();
+        if let [host, Protocol::Udp(port), Protocol::QuicV1] = &parts[..] {
+            let tcp = |port| Multiaddr::from(host.clone()).with(Protocol::Tcp(port));
+            ways.extend([tcp(*port), tcp(HTTPS)]);
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    ways.retain(|way| seen.insert(way.clone()));
+    ways
 }
 
 /// Whether the address goes through a relay.
@@ -184,6 +224,56 @@ mod tests {
         ];
         for (relay, expected) in cases {
             assert_eq!(circuit_address(&address(relay)), expected.map(address), "{relay}");
+        }
+    }
+
+    #[test]
+    fn an_address_names_its_relay() {
+        let relay: PeerId = PEER.parse().unwrap();
+        let cases = [
+            (
+                "/ip4/1.2.3.4/udp/1/quic-v1/p2p/PEER",
+                Some("/ip4/1.2.3.4/udp/1/quic-v1"),
+            ),
+            ("/ip4/1.2.3.4/tcp/1/p2p/PEER/p2p-circuit", Some("/ip4/1.2.3.4/tcp/1")),
+            (
+                "/ip4/1.2.3.4/tcp/1/p2p/PEER/p2p-circuit/p2p/PEER",
+                Some("/ip4/1.2.3.4/tcp/1"),
+            ),
+            ("/p2p/PEER/p2p-circuit", None),
+            ("/ip4/1.2.3.4/tcp/1/p2p-circuit/p2p/PEER", None),
+            ("/ip4/1.2.3.4/tcp/1", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(
+                relay_of(&address(text)),
+                expected.map(|at| (relay, address(at))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_relay_is_looked_for_on_tcp_too() {
+        let cases: [(&[&str], &[&str]); 3] = [
+            (
+                &["/dns4/example.com/udp/4433/quic-v1"],
+                &[
+                    "/dns4/example.com/udp/4433/quic-v1",
+                    "/dns4/example.com/tcp/4433",
+                    "/dns4/example.com/tcp/443",
+                ],
+            ),
+            (&["/ip4/1.2.3.4/tcp/4433"], &["/ip4/1.2.3.4/tcp/4433"]),
+            (
+                &["/ip4/1.2.3.4/udp/443/quic-v1", "/ip4/1.2.3.4/tcp/443"],
+                &["/ip4/1.2.3.4/udp/443/quic-v1", "/ip4/1.2.3.4/tcp/443"],
+            ),
+        ];
+        for (known, expected) in cases {
+            let known: Vec<_> = known.iter().map(|text| address(text)).collect();
+            let expected: Vec<_> = expected.iter().map(|text| address(text)).collect();
+            assert_eq!(ways_to_relay(&known), expected);
         }
     }
 

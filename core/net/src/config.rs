@@ -22,7 +22,8 @@ pub struct NetConfig {
     pub service: InboundService,
     /// Addresses to listen on. One that ends in `/p2p/RELAY/p2p-circuit` reserves a place at that relay.
     pub listen: Vec<Multiaddr>,
-    /// Relays to reserve a place at, each ending in `/p2p/RELAY`.
+    /// Relays to reserve a place at, each ending in `/p2p/RELAY`; several addresses of one relay are one relay. Two places
+    /// are held, the others step in.
     pub relays: Vec<Multiaddr>,
     /// Addresses under which others reach us though no interface has them (a forwarded port, a public name).
     pub external: Vec<Multiaddr>,
@@ -30,6 +31,8 @@ pub struct NetConfig {
     pub mdns: bool,
     /// What this node does in the DHT.
     pub dht: DhtConfig,
+    /// Whether to ask the local router for a way in (UPnP).
+    pub upnp: bool,
     /// How much other peers may cost.
     pub limits: ConnectionLimits,
     /// How long things may take.
@@ -118,13 +121,24 @@ pub struct Timing {
     pub unused: Duration,
 }
 
+impl Timing {
+    /// For a phone: a life sign every 55 seconds instead of 25. Most NATs keep a mapping for a minute and more.
+    pub fn phone() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(55),
+            idle_timeout: Duration::from_secs(120),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {
             keep_alive: Duration::from_secs(25),
             idle_timeout: Duration::from_secs(60),
-            active_ping: Duration::from_secs(3),
-            active_ping_timeout: Duration::from_secs(5),
+            active_ping: Duration::from_secs(2),
+            active_ping_timeout: Duration::from_secs(4),
             handshake: Duration::from_secs(5),
             hello: Duration::from_secs(10),
             answer: Duration::from_secs(180),

@@ -62,6 +62,8 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     listening: watch::Receiver<Listening>,
     dht: Dht,
+    /// Relays that were named as addresses to listen on.
+    places: Vec<Multiaddr>,
     stop: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
 }
@@ -74,15 +76,13 @@ impl Drop for Inner {
 
 impl Net {
     /// Starts listening, dials the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
-    /// Relays are asked for a place in the background; those in [`NetConfig::listen`] have three seconds to grant it. Needs
-    /// a tokio runtime.
+    /// Relays have three seconds to grant a place; later they do so in the background. Needs a tokio runtime.
     pub async fn start(config: NetConfig) -> Result<Self, StartError> {
         check_own_document(&config).await?;
         let keypair = keypair(&config.transport_key)?;
-        let (places, mut listen): (Vec<_>, Vec<_>) = config.listen.iter().cloned().partition(is_relayed);
-        for relay in places.iter().chain(&config.relays) {
-            listen.push(circuit_address(relay).ok_or_else(|| StartError::RelayAddress(relay.clone()))?);
-        }
+        let (places, listen): (Vec<_>, Vec<_>) = config.listen.iter().cloned().partition(is_relayed);
+        let relays = [&places[..], &config.relays].concat();
+        check_relays(&relays)?;
         let swarm = swarm::build(&config, &keypair)?;
         let peer_id = *swarm.local_peer_id();
 
@@ -111,29 +111,39 @@ impl Net {
         };
         let dht = Dht::new(&config.dht, shared.own.directory.clone(), &shared.timing);
         let mut owner = Owner::new(swarm, shared, peers.clone(), dht.clone(), channels);
-        owner.listen(&listen, &config.external).await?;
+        owner.listen(&listen, &config.external, &relays).await?;
         let net = Self(Arc::new(Inner {
             peer_id,
             peers,
             commands,
             listening: listening_now,
             dht,
+            places,
             stop,
             owner: Mutex::new(Some(tokio::spawn(owner.run()))),
         }));
-        net.await_places(&places).await;
+        net.await_places().await;
         Ok(net)
     }
 
-    /// Gives relays that were named as addresses to listen on a moment to grant a place, so that the first ticket names
-    /// them. A relay that is down does not keep the node from starting; it is asked again later.
-    async fn await_places(&self, places: &[Multiaddr]) {
-        for place in places {
-            let granted = self.listening(|now| now.iter().any(|address| address.starts_with(place)));
-            if timeout(PLACE_DEADLINE, granted).await.is_err() {
-                tracing::warn!(relay = %place, "no place at the relay yet");
-            }
+    /// Gives relays a moment to grant a place, so that the first ticket names them. A relay that is down does not keep the
+    /// node from starting; it is asked again later.
+    async fn await_places(&self) {
+        let mut listening = self.0.listening.clone();
+        let settled = listening.wait_for(|now| now.settled);
+        if timeout(PLACE_DEADLINE, settled).await.is_err() {
+            tracing::warn!("a relay gave no place yet");
         }
+    }
+
+    /// Holds places at these relays, each ending in `/p2p/RELAY`, from now on, besides those named in [`NetConfig::listen`];
+    /// places at others are given up.
+    pub async fn set_relays(&self, relays: &[Multiaddr]) -> Result<(), StartError> {
+        check_relays(relays)?;
+        let command = Command::SetRelays([&self.0.places[..], relays].concat());
+        // After a shutdown no place is held anyway.
+        let _ = self.0.commands.send(command).await;
+        Ok(())
     }
 
     /// Sends a request to a server, dialling it if need be. The URI holds path and query only. Any complete answer is `Ok`,
@@ -352,6 +362,14 @@ async fn check_own_document(config: &NetConfig) -> Result<(), StartError> {
         return Err(StartError::Document(Box::new(OwnDocumentError::OtherNode)));
     }
     Ok(())
+}
+
+/// Whether every relay's address names a relay.
+fn check_relays(relays: &[Multiaddr]) -> Result<(), StartError> {
+    match relays.iter().find(|relay| circuit_address(relay).is_none()) {
+        Some(wrong) => Err(StartError::RelayAddress(wrong.clone())),
+        None => Ok(()),
+    }
 }
 
 fn is_repeatable(method: &Method) -> bool {

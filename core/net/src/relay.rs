@@ -1,12 +1,15 @@
-//! A circuit relay v2: nodes that nobody can reach keep a place here, and others reach them through it. It forwards
-//! ciphertext between PeerIds, serves the DHT, and knows no server name, no hello and no key document.
+//! A circuit relay v2: nodes that nobody can reach keep a place here, and others reach them through it. It also serves the DHT,
+//! and tells nodes whether they are reachable without it (AutoNAT v2). It forwards ciphertext between PeerIds, and knows no
+//! server name, no hello and no key document.
 
 use std::{num::NonZeroU32, time::Duration};
 
 use futures::StreamExt;
 use kith_identity::TransportKey;
 use libp2p::{
-    Multiaddr, PeerId, Swarm, connection_limits,
+    Multiaddr, PeerId, Swarm,
+    autonat::v2::server as autonat,
+    connection_limits,
     core::transport::ListenerId,
     identify,
     identity::Keypair,
@@ -19,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     DhtServerConfig, DhtStatus, StartError, Timing,
     address::{sort_for_ticket, split_peer_id},
-    dht, swarm,
+    dht, dial_back, swarm,
 };
 
 /// What a relay is started with.
@@ -87,7 +90,9 @@ impl Default for RelayLimits {
 struct Behaviour {
     limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
+    dial_back: dial_back::Behaviour,
     relay: relay::Behaviour,
+    autonat: autonat::Behaviour,
     identify: identify::Behaviour,
     dht: dht::Server,
     ping: ping::Behaviour,
@@ -116,7 +121,12 @@ impl Relay {
             .map_err(|error| StartError::Transport(Box::new(error)))?;
         let peer_id = keypair.public().to_peer_id();
         let transport = swarm::direct_transport(&keypair, &config.timing)?;
-        let behaviour = behaviour(&keypair, &config.limits, config.dht);
+        let reached_at = if config.external.is_empty() {
+            &config.listen
+        } else {
+            &config.external
+        };
+        let behaviour = behaviour(&keypair, &config.limits, config.dht, reached_at);
         let mut swarm = swarm::swarm(transport, behaviour, peer_id, &config.timing);
         let listeners = swarm::listen(&mut swarm, &config.listen, drop).await?;
         let listen: Vec<_> = swarm.listeners().cloned().collect();
@@ -172,7 +182,7 @@ impl Relay {
     }
 }
 
-fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig) -> Behaviour {
+fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig, reached_at: &[Multiaddr]) -> Behaviour {
     let peer_id = keypair.public().to_peer_id();
     let minute = Duration::from_secs(60);
     let config = relay::Config {
@@ -195,10 +205,14 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig) -> B
             connection_limits::ConnectionLimits::default()
                 .with_max_established(Some(limits.connections))
                 .with_max_established_per_peer(Some(limits.connections_per_peer))
-                .with_max_pending_incoming(Some(limits.connections / 8 + 1)),
+                .with_max_pending_incoming(Some(limits.connections / 8 + 1))
+                // What strangers have us dial.
+                .with_max_pending_outgoing(Some(limits.connections / 32 + 1)),
         ),
         memory: memory_connection_limits::Behaviour::with_max_bytes(limits.memory),
+        dial_back: dial_back::Behaviour::new(reached_at),
         relay: relay::Behaviour::new(peer_id, config),
+        autonat: autonat::Behaviour::default(),
         identify: swarm::identify_behaviour(keypair),
         dht: dht::Server::started(peer_id, dht),
         // Answers pings; asks hardly ever, because QUIC's own keep-alive notices who is gone.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::OptionFuture;
+use futures::{AsyncReadExt, AsyncWriteExt, future::OptionFuture};
 use libp2p::{Multiaddr, PeerId, Stream, core::connection::ConnectedPoint, swarm::ConnectionId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -27,6 +27,9 @@ use crate::{
 
 /// HTTP streams that one connection serves at once: the long-lived one, and large bodies.
 const MAX_SERVED_STREAMS: usize = 16;
+
+/// Bytes of one of libp2p's pings.
+const PING_BYTES: usize = 32;
 
 /// Reports from all sessions that the owner has not read yet.
 pub(crate) const REPORT_QUEUE: usize = 256;
@@ -281,6 +284,7 @@ impl Session {
                     Some((Protocol::Http, stream)) if served.len() < MAX_SERVED_STREAMS => {
                         served.spawn(server::serve(self.clone(), stream));
                     }
+                    Some((Protocol::Ping, _)) => {}
                     Some((Protocol::Http, _)) => tracing::debug!(peer = %self.peer_id, "too many HTTP streams"),
                 },
                 Some(_) = served.join_next(), if !served.is_empty() => {}
@@ -354,10 +358,33 @@ impl Session {
 
     /// Asks the peer for a sign of life, and gives up the connection without one.
     pub(crate) async fn probe(self: &Arc<Self>) {
-        let patience: Duration = self.shared.timing.active_ping_timeout;
-        if !matches!(timeout(patience, self.ping()).await, Ok(Ok(()))) {
+        self.probe_within(self.shared.timing.active_ping_timeout).await;
+    }
+
+    /// [`Session::probe`], with other patience.
+    pub(crate) async fn probe_within(self: &Arc<Self>, patience: Duration) {
+        let alive = if self.verified().is_some() {
+            matches!(timeout(patience, self.ping()).await, Ok(Ok(())))
+        } else {
+            timeout(patience, self.ping_relay()).await.unwrap_or(false)
+        };
+        if !alive {
             self.over(SessionFault::Dead).await;
         }
+    }
+
+    /// Whether a relay answers. One that does not speak libp2p's ping says so, which is an answer too.
+    async fn ping_relay(&self) -> bool {
+        let mut stream = match self.opener.open(Protocol::Ping).await {
+            Ok(stream) => stream,
+            Err(error) => return matches!(error, OpenError::Unsupported),
+        };
+        let mut echo = [0; PING_BYTES];
+        if stream.write_all(&echo).await.is_ok() {
+            // A refusal is an answer too.
+            let _ = stream.read_exact(&mut echo).await;
+        }
+        !self.closed.is_cancelled()
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) enum Protocol {
     Hello,
     /// `/kith/http/2`: HTTP/2, the opener being the client.
     Http,
+    /// libp2p's ping, which relays answer. Never accepted here.
+    Ping,
 }
 
 impl AsRef<str> for Protocol {
@@ -48,6 +50,7 @@ impl AsRef<str> for Protocol {
         match self {
             Self::Hello => "/kith/hello/1",
             Self::Http => "/kith/http/2",
+            Self::Ping => "/ipfs/ping/1.0.0",
         }
     }
 }

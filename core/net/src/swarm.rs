@@ -11,18 +11,18 @@ use libp2p::{
         transport::{Boxed, ListenerId, OrTransport, global_only, timeout::TransportTimeout},
         upgrade::Version,
     },
-    dns, identify,
+    dcutr, dns, identify,
     identity::Keypair,
     mdns, memory_connection_limits, noise, quic, relay,
     swarm::{self, NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle},
-    tcp, yamux,
+    tcp, upnp, yamux,
 };
 use tokio::{
     net::UdpSocket,
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{BoxError, NetConfig, StartError, Timing, address, dht, gate, streams};
+use crate::{BoxError, NetConfig, StartError, Timing, address, dht, gate, reachability, streams};
 
 /// What identify tells everyone we connect to, the same for every node.
 pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
@@ -64,6 +64,10 @@ pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
     relay: relay::client::Behaviour,
+    /// Turns relayed connections into straight ones.
+    punching: dcutr::Behaviour,
+    pub(crate) reachability: reachability::Behaviour,
+    upnp: Toggle<upnp::tokio::Behaviour>,
     identify: identify::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
     /// Serving others; this node's own errands have swarms of their own.
@@ -80,6 +84,8 @@ pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behav
         .authenticate(noise::Config::new(keypair).map_err(setup)?)
         .multiplex(muxer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // The relay is dialled first, and then the peer answers.
+    let relayed = TransportTimeout::new(relayed, config.timing.handshake * 2);
     let transport = OrTransport::new(relayed, direct_transport(keypair, &config.timing)?)
         .map(|either, _| either.into_inner())
         .boxed();
@@ -93,6 +99,9 @@ pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behav
         limits: limits(&config.limits),
         memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory),
         relay,
+        punching: dcutr::Behaviour::new(peer_id),
+        reachability: reachability::Behaviour::default(),
+        upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
         identify: identify_behaviour(keypair),
         mdns: mdns.into(),
         dht: dht_server(config, peer_id).into(),

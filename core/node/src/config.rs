@@ -2,7 +2,19 @@
 
 use std::path::PathBuf;
 
-use kith_net::{ConnectionLimits, DhtConfig, Multiaddr};
+use kith_net::{ConnectionLimits, DhtConfig, Multiaddr, Timing};
+use serde::Deserialize;
+
+/// What kind of machine a node runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Few connections and long intervals: what is spared is battery.
+    Phone,
+    /// Many connections, and a life sign on each twice a minute.
+    #[default]
+    Desktop,
+}
 
 /// Settings of one node.
 #[derive(Debug, Clone)]
@@ -18,10 +30,14 @@ pub struct Config {
     pub external: Vec<Multiaddr>,
     /// Whether to look for nodes on the local network, and be found there.
     pub mdns: bool,
-    /// What this node does in the DHT; [`DhtConfig::phone`] for a phone. The relays are servers to begin with too.
+    /// Whether to ask the local router for a way in (UPnP).
+    pub upnp: bool,
+    /// What this node does in the DHT. The relays are servers to begin with too.
     pub dht: DhtConfig,
-    /// How much other nodes may cost; [`ConnectionLimits::phone`] for a phone.
+    /// How much other nodes may cost.
     pub limits: ConnectionLimits,
+    /// How long things may take, and how often connections give a sign of life.
+    pub timing: Timing,
     /// Whether `POST /register` works without a registration token. For tests.
     pub open_registration: bool,
     /// The largest upload accepted, in bytes.
@@ -42,11 +58,28 @@ impl Config {
             external: Vec::new(),
             mdns: true,
             dht: DhtConfig::desktop(),
+            upnp: true,
             limits: ConnectionLimits::desktop(),
+            timing: Timing::default(),
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,
             max_fetched_media_bytes: 1024 * 1024 * 1024,
             max_body_bytes: 1024 * 1024,
+        }
+    }
+
+    /// The same with the limits and intervals of a profile.
+    pub fn with_profile(self, profile: Profile) -> Self {
+        let (limits, timing, dht) = match profile {
+            Profile::Phone => (ConnectionLimits::phone(), Timing::phone(), DhtConfig::phone()),
+            Profile::Desktop => (ConnectionLimits::desktop(), Timing::default(), DhtConfig::desktop()),
+        };
+        let servers = self.dht.servers;
+        Self {
+            limits,
+            timing,
+            dht: DhtConfig { servers, ..dht },
+            ..self
         }
     }
 }

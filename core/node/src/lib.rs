@@ -10,6 +10,7 @@ pub mod keystore;
 mod listener;
 pub mod network;
 mod node;
+pub mod relays;
 pub mod status;
 
 pub mod client_api;
@@ -24,7 +25,7 @@ pub use backup::media_of_backup;
 pub use error::Error;
 pub use homeserver::Homeserver;
 pub use kith_identity as identity;
-pub use kith_net::{ConnectionLimits, Multiaddr, PeerId};
+pub use kith_net::{ConnectionLimits, Multiaddr, PeerId, Timing, settings};
 pub use kith_store as store;
 pub use listener::ListenError;
 pub use node::{Node, StartError};

@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 use kith_identity::{IdentityKey, IdentityPublicKey, KeyDocument, RecoveryPhrase};
-use kith_net::{DhtConfig, Multiaddr, Net, NetConfig, Timing};
+use kith_net::{DhtConfig, Multiaddr, Net, NetConfig};
 use kith_store::{OpenError, Store, StoreConfig, StoreError};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -88,7 +88,7 @@ pub(crate) struct Inner {
     pub(crate) network: Libp2p,
     document: watch::Sender<Arc<KeyDocument>>,
     /// Held while going online or offline, so that only one of the two is under way.
-    changing: AsyncMutex<()>,
+    pub(crate) changing: AsyncMutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Given up only after everything is closed.
@@ -254,6 +254,11 @@ impl Node {
             world: context.world.clone(),
             own_document: context.key_document.clone(),
         };
+        let relays = self.all_relays().await?;
+        let dht = DhtConfig {
+            servers: [&relays[..], &context.config.dht.servers].concat(),
+            ..context.config.dht.clone()
+        };
         let config = NetConfig {
             server_name: context.server_name.clone(),
             transport_key: self.inner.keystore.transport_key(&context.world)?,
@@ -261,15 +266,13 @@ impl Node {
             directory: Arc::new(directory),
             service: inbound(federation::router(self.inner.homeserver.clone())),
             listen,
-            relays: context.config.relays.clone(),
+            relays,
             external: context.config.external.clone(),
             mdns: context.config.mdns,
-            dht: DhtConfig {
-                servers: [&context.config.relays[..], &context.config.dht.servers].concat(),
-                ..context.config.dht.clone()
-            },
+            upnp: context.config.upnp,
+            dht,
             limits: context.config.limits.clone(),
-            timing: Timing::default(),
+            timing: context.config.timing.clone(),
         };
         Ok(Net::start(config).await?)
     }

@@ -11,7 +11,8 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     Error, Node,
-    network::{Network, PeerEvent},
+    network::{Network, PeerEvent, PeerPath},
+    relays::Relay,
 };
 
 /// Rooms listed at the most.
@@ -38,6 +39,8 @@ pub struct Status {
     pub users: Vec<OwnedUserId>,
     /// The servers connected now.
     pub peers: Vec<Peer>,
+    /// The relays that it uses.
+    pub relays: Vec<Relay>,
     /// The servers that it keeps in touch with, connected or not.
     pub contacts: Vec<OwnedServerName>,
     /// How many rooms its users are in.
@@ -53,7 +56,9 @@ pub struct Status {
 pub struct Peer {
     /// Its name.
     pub server_name: OwnedServerName,
-    /// The addresses in use.
+    /// How it is reached.
+    pub path: PeerPath,
+    /// The addresses in use, the best first.
     pub addresses: Vec<String>,
 }
 
@@ -137,6 +142,7 @@ impl Node {
         let reports = context.store.read(|txn| txn.reports(MAX_REPORTS)).await?;
         let peers = self.inner.network.peers().into_iter().map(|peer| Peer {
             server_name: peer.server_name,
+            path: peer.path,
             addresses: peer.addresses,
         });
         Ok(Status {
@@ -153,6 +159,7 @@ impl Node {
             ticket,
             users: self.users().await?,
             peers: peers.collect(),
+            relays: self.relays().await?,
             contacts,
             room_count,
             rooms,

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use kith_node::data_folder::DataFolder;
+use kith_node::{Multiaddr, data_folder::DataFolder, relays::Relay};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use super::{AddPeer, AddUser, BASE, Backup, ControlError, Failure, MAX_BODY, Report};
+use super::{AddPeer, AddUser, BASE, Backup, ControlError, Failure, MAX_BODY, NamedRelay, Report};
 use crate::operations::{AddedPeer, AddedUser, Done, TicketText};
 
 /// A node that runs.
@@ -56,6 +56,20 @@ impl Client {
     pub(crate) async fn add_peer(&self, ticket: &str) -> Result<AddedPeer, ControlError> {
         let ticket = ticket.to_owned();
         self.ask(Method::POST, "peers", Some(&AddPeer { ticket })).await
+    }
+
+    pub(crate) async fn relays(&self) -> Result<Vec<Relay>, ControlError> {
+        self.ask(Method::GET, "relays", None::<&Done>).await
+    }
+
+    pub(crate) async fn add_relay(&self, relay: &Multiaddr) -> Result<Done, ControlError> {
+        let relay = relay.clone();
+        self.ask(Method::POST, "relays", Some(&NamedRelay { relay })).await
+    }
+
+    pub(crate) async fn remove_relay(&self, relay: &Multiaddr) -> Result<Done, ControlError> {
+        let relay = relay.clone();
+        self.ask(Method::DELETE, "relays", Some(&NamedRelay { relay })).await
     }
 
     pub(crate) async fn backup(&self, to: &Path) -> Result<Done, ControlError> {

@@ -12,9 +12,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use kith_node::{Node, status::StatusError};
+use kith_node::{Node, relays::Relay, status::StatusError};
 
-use super::{AddPeer, AddUser, BASE, Backup, Failure, MAX_BODY, Report};
+use super::{AddPeer, AddUser, BASE, Backup, Failure, MAX_BODY, NamedRelay, Report};
 use crate::{
     error::one_line,
     operations::{self, AddedPeer, AddedUser, Done, OperationError, TicketText},
@@ -50,6 +50,7 @@ pub(crate) fn routes(surface: Surface) -> Router {
         .route(&at("ticket"), get(ticket))
         .route(&at("users"), post(add_user))
         .route(&at("peers"), post(add_peer))
+        .route(&at("relays"), get(relays).post(add_relay).delete(remove_relay))
         .route(&at("backup"), post(backup))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(surface)
@@ -96,4 +97,16 @@ async fn add_peer(State(surface): State<Surface>, Json(peer): Json<AddPeer>) -> 
 
 async fn backup(State(surface): State<Surface>, Json(backup): Json<Backup>) -> Result<Json<Done>, Failed> {
     Ok(Json(operations::backup(&surface.node, &backup.to).await?))
+}
+
+async fn relays(State(surface): State<Surface>) -> Result<Json<Vec<Relay>>, Failed> {
+    Ok(Json(operations::relays(&surface.node).await?))
+}
+
+async fn add_relay(State(surface): State<Surface>, Json(named): Json<NamedRelay>) -> Result<Json<Done>, Failed> {
+    Ok(Json(operations::add_relay(&surface.node, &named.relay).await?))
+}
+
+async fn remove_relay(State(surface): State<Surface>, Json(named): Json<NamedRelay>) -> Result<Json<Done>, Failed> {
+    Ok(Json(operations::remove_relay(&surface.node, &named.relay).await?))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Running, kith};
+use crate::{RELAY, Running, kith};
 
 /// Carries out every command on a node and says what came of it, without what differs between runs.
 fn all_commands(data: &std::path::Path, friend: &str) -> Vec<String> {
@@ -72,6 +72,31 @@ fn commands_work_on_a_running_node_and_on_its_files() {
         (&status["running"], &status["http"]),
         (&Value::Bool(false), &Value::Null)
     );
+}
+
+#[test]
+fn relays_are_listed_added_and_removed_while_the_node_runs_and_while_it_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let relay = |port: u16| format!("/ip4/127.0.0.1/tcp/{port}/p2p/{RELAY}");
+    let list = || kith(data, &["relay", "list"], "").ok();
+    let line = |port, further| format!("{} (no place{further})", relay(port));
+    let said = |lines: &[String]| lines.join("\n");
+
+    kith(data, &["relay", "add", &relay(2)], "").ok();
+    std::fs::write(data.join("kith.toml"), format!("relays = [\"{}\"]", relay(1))).unwrap();
+    assert_eq!(list(), said(&[line(1, ", configured"), line(2, "")]));
+
+    let node = Running::start(data, &["--relay", &relay(3)]);
+    kith(data, &["relay", "add", &relay(4)], "").ok();
+    kith(data, &["relay", "add", &relay(4)], "").ok();
+    kith(data, &["relay", "remove", &relay(2)], "").ok();
+    let running = [line(1, ", configured"), line(3, ", configured"), line(4, "")];
+    assert_eq!(list(), said(&running));
+    let status: Value = serde_json::from_str(&kith(data, &["status", "--json"], "").ok()).unwrap();
+    assert_eq!(status["relays"].as_array().unwrap().len(), 3);
+    node.end("TERM");
+    assert_eq!(list(), said(&[line(1, ", configured"), line(4, "")]));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{QUIET, Running, kith, run};
+use crate::{QUIET, RELAY, Running, kith, run};
 
 /// Every file of a folder with its size and a hash of its bytes; sockets, locks and the database's log aside, which come
 /// and go with whoever looks.
@@ -140,6 +140,48 @@ fn bad_input_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn a_mistake_in_the_configuration_file_is_named_with_key_and_line() {
+    let data = made();
+    let cases = [
+        ("\nrelay = []\n", "line 2, key `relay`: unknown field"),
+        ("profile = \"tablet\"", "line 1, key `profile`: unknown variant"),
+        ("mdns = false\nlisten = [\"here\"]", "line 2, key `listen`"),
+        ("[relays]\n", "line 1"),
+    ];
+    for (text, expected) in cases {
+        fs::write(data.path().join("kith.toml"), text).unwrap();
+        for command in ["run", "status"] {
+            let said = kith(data.path(), &[command], "").failed(2);
+            assert!(said.contains("kith.toml") && said.contains(expected), "{said}");
+        }
+    }
+}
+
+#[test]
+fn relays_that_are_none_are_refused_and_the_list_stays() {
+    let data = made();
+    let relay = format!("/ip4/127.0.0.1/tcp/9/p2p/{RELAY}");
+    kith(data.path(), &["relay", "add", &relay], "").ok();
+    let before = kith(data.path(), &["relay", "list"], "").ok();
+    let circuit = format!("{relay}/p2p-circuit");
+    let cases = [
+        (&["relay", "add", "/ip4/127.0.0.1/tcp/9"][..], 1, "no relay's address"),
+        (&["relay", "add", &circuit], 1, "no relay's address"),
+        (&["relay", "add", "here"], 2, "invalid"),
+        (&["relay", "remove", "/ip4/127.0.0.1/tcp/9"], 1, "not among the relays"),
+    ];
+    for (command, status, expected) in cases {
+        let said = kith(data.path(), command, "").failed(status);
+        assert!(said.contains(expected), "{said}");
+    }
+    fs::write(data.path().join("kith.toml"), format!("relays = [\"{relay}\"]")).unwrap();
+    let said = kith(data.path(), &["relay", "remove", &relay], "").failed(1);
+    assert!(said.contains("in the configuration"), "{said}");
+    fs::remove_file(data.path().join("kith.toml")).unwrap();
+    assert_eq!(kith(data.path(), &["relay", "list"], "").ok(), before);
+}
+
+#[test]
 fn a_command_that_is_not_whole_names_what_is_missing() {
     for (group, commands) in [("user", "add"), ("peer", "add"), ("phrase", "show, restore")] {
         let said = run(&[group], "").failed(2);
@@ -196,6 +238,7 @@ fn a_port_or_socket_in_use_is_named() {
         "run",
         "--no-open",
         "--no-mdns",
+        "--no-upnp",
         "--http",
         "127.0.0.1:0",
         "--listen",

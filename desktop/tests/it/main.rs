@@ -15,6 +15,9 @@ use std::{
 
 use serde_json::Value;
 
+/// The peer id of a relay that is nowhere.
+const RELAY: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+
 /// What a command did.
 #[derive(Debug)]
 struct Done {
@@ -70,9 +73,10 @@ fn kith(data: &Path, arguments: &[&str], stdin: &str) -> Done {
 }
 
 /// What keeps a node of these tests on this machine, on free ports, and quiet.
-const QUIET: [&str; 8] = [
+const QUIET: [&str; 9] = [
     "--json",
     "--no-mdns",
+    "--no-upnp",
     "--no-open",
     "--listen",
     "/ip4/127.0.0.1/udp/0/quic-v1",

@@ -75,6 +75,62 @@ mod program {
     }
 
     #[test]
+    fn a_file_says_where_to_listen_and_the_command_line_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("relay.toml");
+        let config = ["--config", file.to_str().unwrap()];
+        std::fs::write(
+            &file,
+            format!("listen = [\"{LISTEN}\"]\nexternal = [\"/dns4/a.example/tcp/443\"]\n"),
+        )
+        .unwrap();
+        let by_file = Running::start(folder.path(), &config);
+        assert_eq!(by_file.ready["listen"].as_array().unwrap().len(), 1);
+        assert!(
+            by_file.ready["addr"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("/dns4/a.example/tcp/443/p2p/")
+        );
+        by_file.stop();
+        let external = ["--external", "/dns4/b.example/tcp/443"];
+        let by_both = Running::start(folder.path(), &[&config[..], &external].concat());
+        assert!(
+            by_both.ready["addr"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("/dns4/b.example/tcp/443/p2p/")
+        );
+        by_both.stop();
+    }
+
+    #[test]
+    fn a_mistake_in_the_file_is_told_with_key_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("relay.toml");
+        let cases = [
+            ("[limits]\ncircuit = 1\n", "line 2, key `circuit`: unknown field"),
+            ("\n[limits]\ncircuits = -1\n", "line 3, key `circuits`"),
+            ("[limits]\nper_ip_minute = 0\n", "line 2, key `per_ip_minute`"),
+            ("listen = [\"here\"]\n", "line 1, key `listen`"),
+            ("[limit]\n", "line 1: unknown field"),
+        ];
+        for (text, expected) in cases {
+            std::fs::write(&file, text).unwrap();
+            let output = relay(folder.path(), &["--config", file.to_str().unwrap()])
+                .output()
+                .unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+            assert!(stderr.contains(expected) && stderr.lines().count() == 1, "{stderr}");
+        }
+        let missing = relay(folder.path(), &["--config", "/nowhere/relay.toml"])
+            .output()
+            .unwrap();
+        assert_eq!(missing.status.code(), Some(1));
+    }
+
+    #[test]
     fn what_cannot_be_is_told_in_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -22,10 +22,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Connected, Later, Owner};
+use super::{Connected, Later, Owner, circuits::MAX_CIRCUITS};
 use crate::{
     PeerAddresses,
-    address::{is_dialable, split_peer_id},
+    address::{is_dialable, is_relayed, relay_of, split_peer_id},
     book::AddressBook,
     hello::Turn,
     peers::{NotConnected, Peer},
@@ -103,6 +103,23 @@ impl Dialling {
             Source::Server => Turn::First,
             Source::Lan | Source::Correction => Turn::Second,
         })
+    }
+
+    /// Whether a search still waits for this dial.
+    pub(super) fn is_wanted(&self, id: ConnectionId) -> bool {
+        self.attempts.values().any(|attempt| attempt.open.contains(&id))
+    }
+
+    /// A dial that was not started never will be.
+    pub(super) fn forget(&mut self, id: ConnectionId) {
+        self.dials.remove(&id);
+    }
+
+    /// The network is another: who was out of reach may not be.
+    pub(super) fn forgive(&mut self) {
+        for failures in self.redials.values_mut() {
+            *failures = 0;
+        }
     }
 
     /// Peers that left the local network.
@@ -228,7 +245,7 @@ impl Owner {
     /// Dials where the server may be.
     fn dial_for(&mut self, server: &ServerName, known: &[PeerAddresses], told_by: Source) {
         for PeerAddresses { peer_id, addresses } in known {
-            if let Some(id) = self.dial(*peer_id, addresses.clone(), told_by) {
+            for id in self.dial(*peer_id, addresses.clone(), told_by) {
                 self.join(server, id);
             }
         }
@@ -253,30 +270,55 @@ impl Owner {
         }
     }
 
-    /// Dials a peer at addresses, unless that is being done or it is connected. Gives what to wait for: the dial, or the
-    /// connection whose hello is still to come.
+    /// Dials a peer at addresses, unless that is being done or it is connected. Gives what to wait for: the dials, one for all
+    /// straight addresses and one for each relay, or the connection whose hello is still to come.
     pub(super) fn dial(
         &mut self,
         peer_id: PeerId,
         mut addresses: Vec<Multiaddr>,
         told_by: Source,
-    ) -> Option<ConnectionId> {
+    ) -> Vec<ConnectionId> {
         addresses.retain(is_dialable);
         let mut sessions = self.sessions.values().map(|entry| &entry.session);
         // A peer that is known is known to be another server, or it would not be looked for.
         match sessions.find(|session| session.peer_id == peer_id && session.is_usable()) {
-            Some(session) if session.verified().is_some() => return None,
-            Some(stranger) => return Some(stranger.id),
+            Some(session) if session.verified().is_some() => return Vec::new(),
+            Some(stranger) => return vec![stranger.id],
             None => {}
         }
+        let (relayed, straight): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_relayed);
+        let after_straight = !straight.is_empty();
+        let mut dials: Vec<_> = self.dial_straight(peer_id, straight, told_by).into_iter().collect();
+        for address in relayed.into_iter().take(MAX_CIRCUITS) {
+            let addresses = vec![address];
+            let id = match self.same_dial(peer_id, &addresses) {
+                Some(id) => Some(id),
+                None => self
+                    .prepare_circuit(peer_id, &addresses[0], after_straight)
+                    .inspect(|id| {
+                        let target = PeerAddresses { peer_id, addresses };
+                        self.dialling.dials.insert(*id, Dial { target, told_by });
+                    }),
+            };
+            dials.extend(id);
+        }
+        dials
+    }
+
+    fn dial_straight(&mut self, peer_id: PeerId, addresses: Vec<Multiaddr>, told_by: Source) -> Option<ConnectionId> {
+        match self.same_dial(peer_id, &addresses) {
+            Some(id) => Some(id),
+            None => self.dial_anew(PeerAddresses { peer_id, addresses }, told_by),
+        }
+    }
+
+    /// A dial under way that includes these addresses.
+    fn same_dial(&self, peer_id: PeerId, addresses: &[Multiaddr]) -> Option<ConnectionId> {
         let mut dials = self.dialling.dials.iter();
         let same = dials.find(|(_, Dial { target, .. })| {
             target.peer_id == peer_id && addresses.iter().all(|address| target.addresses.contains(address))
         });
-        match same {
-            Some((id, _)) => Some(*id),
-            None => self.dial_anew(PeerAddresses { peer_id, addresses }, told_by),
-        }
+        same.map(|(id, _)| *id).filter(|_| !addresses.is_empty())
     }
 
     /// Dials a peer that is connected already, for a better connection.
@@ -310,7 +352,15 @@ impl Owner {
     /// A dial failed. A peer that renewed its PeerId is dialled under the new one: the address was right.
     pub(super) fn handle_dial_error(&mut self, id: ConnectionId, error: DialError) {
         tracing::debug!(%error, "a dial failed");
+        if self.handle_relay_dial_error(id) {
+            return;
+        }
         let failed = self.dialling.dials.remove(&id);
+        let addresses = failed.iter().flat_map(|dial| &dial.target.addresses);
+        let relay = addresses.filter(|address| is_relayed(address)).find_map(relay_of);
+        if let Some((relay, _)) = relay {
+            self.doubt_relay(relay);
+        }
         let first = failed.is_some_and(|dial| dial.told_by != Source::Correction);
         if let (true, DialError::WrongPeerId { obtained, address }) = (first, error) {
             let target = PeerAddresses {
@@ -410,7 +460,10 @@ impl Owner {
             self.dialling.redials.remove(&server);
             return;
         }
-        let pause = pause(self.shared.timing.redial, *tries);
+        let pause = match *tries {
+            0 if self.surroundings.is_new() => Duration::ZERO,
+            tries => pause(self.shared.timing.redial, tries),
+        };
         *tries += 1;
         self.later.spawn(async move {
             tokio::time::sleep(pause).await;

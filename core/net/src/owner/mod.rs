@@ -1,8 +1,10 @@
 //! The task that owns the swarm: connections, who is behind them, and which of them stay. Never awaits the directory, a
 //! peer or a request; whatever takes time runs beside it and reports back.
 
+mod circuits;
 mod dialling;
 mod reservations;
+mod surroundings;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +15,7 @@ use std::{
 use futures::{StreamExt, future::join_all};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    core::transport::ListenerId,
+    core::{ConnectedPoint, Endpoint, transport::ListenerId},
     identify, mdns,
     swarm::{ConnectionId, SwarmEvent},
 };
@@ -25,12 +27,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{dialling::Dialling, reservations::Reservations};
+use self::{circuits::Circuits, dialling::Dialling, reservations::Reservations, surroundings::Surroundings};
 use crate::{
     PeerAddresses, StartError,
     address::{self, Path},
     dht::{Dht, Found},
-    hello::Verified,
+    hello::{Turn, Verified},
     peers::{NotConnected, Peer, Peers},
     session::{Greeting, News, Report, Session, SessionFault, Shared},
     streams,
@@ -62,6 +64,8 @@ pub(crate) enum Command {
     NetworkChanged,
     /// Dial the contacts that are not connected.
     DialContacts,
+    /// Hold places at these relays, and at no others.
+    SetRelays(Vec<Multiaddr>),
 }
 
 /// What the owner started beside itself and is told of when done.
@@ -80,8 +84,16 @@ enum Later {
     Lost(Option<OwnedServerName>),
     /// A peer on the local network has had time to dial us.
     DialLan(PeerId),
-    /// A place at this relay is to be asked for again.
-    Reserve(usize),
+    /// This relay may be asked for a place again.
+    Rested(PeerId),
+    /// This dial through a relay is to be started.
+    Circuit(ConnectionId),
+    /// The other end of this connection has had time to identify itself.
+    Identified(ConnectionId),
+    /// Interfaces changed, and no further change came with it.
+    NetworkChanged,
+    /// Enough strangers were asked whether they reach us.
+    LookedAround(u64),
     /// Connections to this server were checked; the best one can be told now.
     Settle(OwnedServerName),
     /// Nothing follows from it.
@@ -93,6 +105,8 @@ enum Later {
 pub(crate) struct Listening {
     pub(crate) listen: Vec<Multiaddr>,
     pub(crate) external: Vec<Multiaddr>,
+    /// No relay is being asked for a place.
+    pub(crate) settled: bool,
 }
 
 struct Entry {
@@ -120,10 +134,12 @@ pub(crate) struct Owner {
     /// As the directory last gave them.
     contacts: HashSet<OwnedServerName>,
     dialling: Dialling,
+    circuits: Circuits,
     reservations: Reservations,
     dht: Dht,
     /// Where searches in the DHT put what they find.
     found: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
+    surroundings: Surroundings,
     later: JoinSet<Later>,
 }
 
@@ -156,29 +172,33 @@ impl Owner {
             connections: 0,
             contacts: HashSet::new(),
             dialling: Dialling::default(),
+            circuits: Circuits::default(),
             reservations: Reservations::default(),
             dht,
             found: mpsc::channel(FOUND_QUEUE),
+            surroundings: Surroundings::default(),
             later: JoinSet::new(),
         }
     }
 
     /// Starts to listen, and returns once every listener has said where. Relays are asked for a place without waiting.
-    pub(crate) async fn listen(&mut self, addresses: &[Multiaddr], external: &[Multiaddr]) -> Result<(), StartError> {
-        let (relayed, straight): (Vec<_>, Vec<_>) = addresses.iter().cloned().partition(address::is_relayed);
+    pub(crate) async fn listen(
+        &mut self,
+        addresses: &[Multiaddr],
+        external: &[Multiaddr],
+        relays: &[Multiaddr],
+    ) -> Result<(), StartError> {
         // A peer may connect to the first address before the last is bound.
         let mut early = Vec::new();
-        self.listeners = swarm::listen(&mut self.swarm, &straight, |event| early.push(event)).await?;
+        self.listeners = swarm::listen(&mut self.swarm, addresses, |event| early.push(event)).await?;
         for event in early {
-            self.handle_swarm_event(event);
+            if !matches!(event, SwarmEvent::NewListenAddr { .. }) {
+                self.handle_swarm_event(event);
+            }
         }
-        for address in external {
-            self.swarm.add_external_address(address.clone());
-        }
+        self.set_external(external);
         self.serve_dht_if_reachable();
-        for address in relayed {
-            self.add_reservation(address);
-        }
+        self.set_relays(relays);
         self.publish_listening();
         Ok(())
     }
@@ -208,13 +228,10 @@ impl Owner {
             Command::AddAddresses(server, peer_id, addresses) => {
                 self.dialling.book.add(&server, peer_id, &addresses);
             }
-            Command::NetworkChanged => {
-                for entry in self.sessions.values().filter(|entry| entry.peer.is_some()) {
-                    let session = entry.session.clone();
-                    self.shared.tasks.spawn(async move { session.probe().await });
-                }
-                self.dht.network_changed();
-                self.look_up_contacts();
+            Command::NetworkChanged => self.handle_network_changed(),
+            Command::SetRelays(relays) => {
+                self.set_relays(&relays);
+                self.publish_listening();
             }
             Command::DialContacts => self.look_up_contacts(),
         }
@@ -233,7 +250,11 @@ impl Owner {
             Later::Redial(server) => self.connect(server, None),
             Later::Lost(Some(server)) => self.redial_later(server),
             Later::DialLan(peer_id) => self.dial_lan_peer(peer_id),
-            Later::Reserve(index) => self.reserve(index),
+            Later::Rested(relay) => self.handle_rested(relay),
+            Later::Circuit(id) => self.start_circuit(id),
+            Later::Identified(id) => self.handle_identified(id),
+            Later::NetworkChanged => self.handle_network_changed(),
+            Later::LookedAround(look) => self.handle_looked_around(look),
             Later::Settle(server) => self.settle(&server),
             Later::Lost(None) | Later::Done => {}
         }
@@ -243,6 +264,10 @@ impl Owner {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Streams(connection)) => self.handle_connection(connection),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => self.handle_identify(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => self.handle_upnp(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Punching(event)) => {
+                tracing::debug!(peer_id = %event.remote_peer_id, punched = event.result.is_ok(), "a hole was tried");
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.handle_lan(found),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Expired(gone))) => self.dialling.forget_lan(&gone),
             SwarmEvent::ConnectionClosed { connection_id, .. } => self.handle_closed(connection_id),
@@ -251,8 +276,9 @@ impl Owner {
             } => {
                 self.handle_dial_error(connection_id, error);
             }
-            SwarmEvent::NewListenAddr { listener_id, .. } => {
+            SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.reservations.granted(listener_id);
+                self.handle_interface(&address);
                 self.publish_listening();
             }
             SwarmEvent::ListenerClosed {
@@ -262,11 +288,14 @@ impl Owner {
                 self.handle_listener_closed(listener_id);
                 self.publish_listening();
             }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.handle_interface(&address);
+                self.publish_listening();
+            }
             SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
                 self.serve_dht_if_reachable();
                 self.publish_listening();
             }
-            SwarmEvent::ExpiredListenAddr { .. } => self.publish_listening(),
             _ => {}
         }
     }
@@ -290,6 +319,7 @@ impl Owner {
         self.listening.send_replace(Listening {
             listen: self.swarm.listeners().cloned().collect(),
             external: self.swarm.external_addresses().cloned().collect(),
+            settled: !self.reservations.is_unsettled(),
         });
     }
 
@@ -301,10 +331,9 @@ impl Owner {
         self.connections += 1;
         let greeting = match self.dialling.established(connection.id) {
             Some(turn) => Greeting::Dialler(turn),
-            None if connection.endpoint.is_listener() => Greeting::Listener,
-            // libp2p dials on its own only relays that it needs, and servers of the DHT.
-            None => Greeting::None,
+            None => self.greeting_unasked(&connection),
         };
+        let id = connection.id;
         let session = Session::new(&connection, greeting, self.connections, self.shared.clone());
         self.shared.tasks.spawn(session.clone().run(connection.accepted));
         let entry = Entry {
@@ -313,8 +342,24 @@ impl Owner {
             named: Vec::new(),
             kept: 0,
         };
-        self.sessions.insert(connection.id, entry);
+        self.sessions.insert(id, entry);
+        self.note_relay_connected(id);
         self.make_room();
+    }
+
+    /// Who speaks first on a connection that we did not dial for a server: to a relay nobody does; through a hole that was
+    /// punched from both sides the two ends have agreed on it.
+    fn greeting_unasked(&self, connection: &streams::Connection) -> Greeting {
+        let relayed =
+            |entry: &Entry| entry.session.peer_id == connection.peer_id && entry.session.path() == Path::Relayed;
+        match connection.endpoint {
+            ConnectedPoint::Listener { .. } => Greeting::Listener,
+            ConnectedPoint::Dialer { .. } if !self.sessions.values().any(relayed) => Greeting::None,
+            ConnectedPoint::Dialer { role_override, .. } => match role_override {
+                Endpoint::Dialer => Greeting::Dialler(Turn::First),
+                Endpoint::Listener => Greeting::Listener,
+            },
+        }
     }
 
     /// Retires the connection that was silent for longest when few places are left, so that new ones can come: those of
@@ -341,6 +386,9 @@ impl Owner {
             News::Known(verified) => self.handle_known(report.id, verified),
             News::Nameless => self.dial_ended(report.id),
             News::Over(fault) => {
+                if let SessionFault::Dead = fault {
+                    self.doubt_relay_of(report.id);
+                }
                 match &fault {
                     SessionFault::Drained => tracing::debug!("a spare connection is done"),
                     fault => tracing::info!(error = fault as &dyn std::error::Error, "a connection is given up"),
@@ -369,10 +417,21 @@ impl Owner {
         self.check_all(&peer);
     }
 
+    /// A connection went dead; if it was relayed, that may be because of the relay.
+    fn doubt_relay_of(&mut self, id: ConnectionId) {
+        let Some(entry) = self.sessions.get(&id) else { return };
+        if entry.session.path() == Path::Relayed
+            && let Some((relay, _)) = address::relay_of(&entry.session.address)
+        {
+            self.doubt_relay(relay);
+        }
+    }
+
     fn handle_closed(&mut self, id: ConnectionId) {
         let Some(entry) = self.sessions.remove(&id) else { return };
         entry.session.closed.cancel();
         self.dial_ended(id);
+        self.handle_relay_closed(id, entry.session.peer_id);
         let Some(peer) = entry.peer else { return };
         if self.peers.remove(&peer, id) && !self.stop.is_cancelled() {
             self.look_up_lost(peer.server_name.clone());
@@ -380,14 +439,15 @@ impl Owner {
     }
 
     fn handle_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received {
-            connection_id,
-            peer_id,
-            info,
-            ..
-        } = event
-        else {
-            return;
+        let (connection_id, peer_id, info) = match event {
+            identify::Event::Received {
+                connection_id,
+                peer_id,
+                info,
+                ..
+            } => (connection_id, peer_id, info),
+            identify::Event::Error { connection_id, .. } => return self.handle_identified(connection_id),
+            identify::Event::Sent { .. } | identify::Event::Pushed { .. } => return,
         };
         if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
             dht.identified(connection_id, peer_id, &info);
@@ -395,18 +455,28 @@ impl Owner {
         let Some(entry) = self.sessions.get_mut(&connection_id) else {
             return;
         };
-        let here = address::is_loopback(&entry.session.address);
-        let named = info
-            .listen_addrs
-            .into_iter()
-            .map(|address| address::split_peer_id(address).0);
-        let named = named.filter(|address| address::is_dialable(address) && (here || !address::is_loopback(address)));
-        entry.named.extend(named.take(MAX_NAMED_ADDRESSES));
-        let session = entry.session.clone();
-        if let Some(peer) = entry.peer.clone() {
+        let straight = entry.session.dialled && entry.session.path() != Path::Relayed;
+        let (session, peer) = (entry.session.clone(), entry.peer.clone());
+        self.note_named(connection_id, info.listen_addrs);
+        if straight {
+            self.handle_observed(info.observed_addr);
+        }
+        self.handle_identified(connection_id);
+        if let Some(peer) = peer {
             self.keep_addresses(connection_id);
             self.seek_straight_path(&session, &peer);
         }
+    }
+
+    /// Where a peer says that it listens.
+    fn note_named(&mut self, id: ConnectionId, addresses: Vec<Multiaddr>) {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let here = address::is_loopback(&entry.session.address);
+        let named = addresses.into_iter().map(|address| address::split_peer_id(address).0);
+        let named = named.filter(|address| address::is_dialable(address) && (here || !address::is_loopback(address)));
+        entry.named.extend(named.take(MAX_NAMED_ADDRESSES));
     }
 
     /// Remembers where a known peer was reached or says that it listens.

@@ -1,82 +1,226 @@
-//! Keeps a place at each relay that we were told to use. A place that is lost is asked for again: libp2p renews one that
-//! lives, and forgets one that died with its relay.
+//! Keeps places at relays: two of those that we were told to use, so that losing one loses nothing. When one is lost, another
+//! relay steps in at once, and the lost one is asked again after a pause: libp2p renews a place that lives, and forgets one
+//! that died with its relay.
 
-use libp2p::{Multiaddr, core::transport::ListenerId};
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, multiaddr::Protocol};
 
 use super::{Later, Owner, dialling::pause};
+use crate::address;
+
+/// Places to hold.
+const PLACES: usize = 2;
+
+/// The longest pause before a relay is asked again.
+const MAX_REST: Duration = Duration::from_secs(10 * 60);
 
 /// One relay.
-struct Reservation {
-    /// Ends in `/p2p/RELAY/p2p-circuit`.
-    address: Multiaddr,
-    listener: Option<ListenerId>,
+struct Relay {
+    peer_id: PeerId,
+    /// Its addresses, without `/p2p`.
+    addresses: Vec<Multiaddr>,
+    place: Place,
     failures: u32,
 }
 
-/// The relays to hold a place at; their number is the configuration's.
+/// What we have at a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing, and it may be asked.
+    None,
+    /// Nothing, and it is not asked for a while.
+    Resting,
+    /// The relay is being dialled.
+    Connecting,
+    /// The relay is being asked.
+    Asked(ListenerId),
+    /// A place.
+    Held(ListenerId),
+}
+
+impl Place {
+    fn listener(self) -> Option<ListenerId> {
+        match self {
+            Self::Asked(listener) | Self::Held(listener) => Some(listener),
+            Self::None | Self::Resting | Self::Connecting => None,
+        }
+    }
+}
+
+/// The relays to hold places at; their number is the configuration's.
 #[derive(Default)]
-pub(super) struct Reservations(Vec<Reservation>);
+pub(super) struct Reservations(Vec<Relay>);
 
 impl Reservations {
+    fn find(&mut self, relay: PeerId) -> Option<&mut Relay> {
+        self.0.iter_mut().find(|known| known.peer_id == relay)
+    }
+
     /// A listener says where it listens. If it is one of ours, the relay gave us a place.
     pub(super) fn granted(&mut self, listener: ListenerId) {
-        if let Some(reservation) = self.0.iter_mut().find(|relay| relay.listener == Some(listener)) {
-            reservation.failures = 0;
+        if let Some(relay) = self.0.iter_mut().find(|relay| relay.place == Place::Asked(listener)) {
+            relay.place = Place::Held(listener);
+            relay.failures = 0;
+        }
+    }
+
+    /// Whether a place may still be granted soon.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let asking = |relay: &Relay| matches!(relay.place, Place::Connecting | Place::Asked(_));
+        self.0.iter().any(asking)
+    }
+
+    /// The network is another: what failed before may work now.
+    pub(super) fn forgive(&mut self) {
+        for relay in &mut self.0 {
+            relay.failures = 0;
+            if relay.place == Place::Resting {
+                relay.place = Place::None;
+            }
         }
     }
 }
 
 impl Owner {
-    /// Asks for a place at a relay from now on.
-    pub(super) fn add_reservation(&mut self, address: Multiaddr) {
-        if self.reservations.0.iter().any(|relay| relay.address == address) {
-            return;
+    /// Uses these relays, which end in `/p2p/RELAY`, from now on, and no others.
+    pub(super) fn set_relays(&mut self, relays: &[Multiaddr]) {
+        let mut wanted: Vec<Relay> = Vec::new();
+        for address in relays {
+            let Some((peer_id, address)) = address::relay_of(address) else {
+                continue;
+            };
+            match wanted.iter_mut().find(|relay| relay.peer_id == peer_id) {
+                Some(relay) => relay.addresses.push(address),
+                None => wanted.push(Relay {
+                    peer_id,
+                    addresses: vec![address],
+                    place: Place::None,
+                    failures: 0,
+                }),
+            }
         }
-        self.reservations.0.push(Reservation {
-            address,
-            listener: None,
-            failures: 0,
-        });
-        self.reserve(self.reservations.0.len() - 1);
+        for old in std::mem::take(&mut self.reservations.0) {
+            match wanted.iter_mut().find(|relay| relay.peer_id == old.peer_id) {
+                Some(relay) => (relay.place, relay.failures) = (old.place, old.failures),
+                // The place ends with its connection. libp2p can fail over a listener that is removed while its place is
+                // being renewed.
+                None if old.place.listener().is_some() => {
+                    let connections: Vec<_> = self.connections_to_relay(old.peer_id).collect();
+                    for id in connections {
+                        self.swarm.close_connection(id);
+                    }
+                }
+                None => {}
+            }
+        }
+        self.reservations.0 = wanted;
+        self.hold_places();
     }
 
-    /// Asks a relay for a place.
-    pub(super) fn reserve(&mut self, index: usize) {
-        let Some(reservation) = self.reservations.0.get_mut(index) else {
-            return;
-        };
-        match self.swarm.listen_on(reservation.address.clone()) {
-            Ok(listener) => reservation.listener = Some(listener),
-            Err(error) => {
-                tracing::warn!(relay = %reservation.address, %error, "the relay cannot be asked");
-                self.reserve_later(index);
+    /// Asks relays for as many places as are missing: those that failed least first.
+    pub(super) fn hold_places(&mut self) {
+        loop {
+            let relays = &self.reservations.0;
+            let held = relays
+                .iter()
+                .filter(|relay| !matches!(relay.place, Place::None | Place::Resting))
+                .count();
+            let spare = relays.iter().filter(|relay| relay.place == Place::None);
+            let Some(next) = spare.min_by_key(|relay| relay.failures).filter(|_| held < PLACES) else {
+                return;
+            };
+            let (relay, addresses) = (next.peer_id, next.addresses.clone());
+            if let Some(next) = self.reservations.find(relay) {
+                next.place = Place::Connecting;
+            }
+            if self.relay_is_ready(relay) {
+                self.reserve_at(relay);
+            } else {
+                // Fails at once where there is no way at all; then the relay rests, and the loop ends.
+                self.dial_relay(relay, &addresses);
             }
         }
     }
 
-    /// A listener ended. If a place at a relay went with it, asks again after a pause.
+    /// A relay is connected and knows who we are: it is asked for a place, if we want one there.
+    pub(super) fn reserve_at(&mut self, relay: PeerId) {
+        let Some(wanted) = self
+            .reservations
+            .find(relay)
+            .filter(|relay| relay.place == Place::Connecting)
+        else {
+            return;
+        };
+        let Some(address) = wanted.addresses.first().map(|address| place_at(address, relay)) else {
+            return;
+        };
+        match self.swarm.listen_on(address) {
+            Ok(listener) => {
+                wanted.place = Place::Asked(listener);
+                self.look_around();
+            }
+            Err(error) => {
+                tracing::warn!(%relay, %error, "the relay cannot be asked");
+                self.relay_lost(relay);
+            }
+        }
+    }
+
+    /// A listener ended. If a place at a relay went with it, another is asked.
     pub(super) fn handle_listener_closed(&mut self, listener: ListenerId) {
         let lost = self
             .reservations
             .0
             .iter()
-            .position(|relay| relay.listener == Some(listener));
-        if let Some(index) = lost {
-            tracing::info!(relay = %self.reservations.0[index].address, "no place at the relay now");
-            self.reserve_later(index);
+            .find(|relay| relay.place.listener() == Some(listener));
+        if let Some(relay) = lost.map(|relay| relay.peer_id) {
+            tracing::info!(%relay, "no place at the relay now");
+            self.rest(relay);
         }
     }
 
-    fn reserve_later(&mut self, index: usize) {
-        let Some(reservation) = self.reservations.0.get_mut(index) else {
+    /// There is no connection to a relay. A place that was held says so itself, when its listener closes.
+    pub(super) fn relay_lost(&mut self, relay: PeerId) {
+        if self
+            .reservations
+            .find(relay)
+            .is_some_and(|relay| relay.place == Place::Connecting)
+        {
+            self.rest(relay);
+        }
+    }
+
+    fn rest(&mut self, relay: PeerId) {
+        let redial = self.shared.timing.redial;
+        let Some(lost) = self.reservations.find(relay) else {
             return;
         };
-        reservation.listener = None;
-        let pause = pause(self.shared.timing.redial, reservation.failures);
-        reservation.failures = reservation.failures.saturating_add(1);
+        lost.place = Place::Resting;
+        let pause = pause(redial, lost.failures).min(MAX_REST);
+        lost.failures = lost.failures.saturating_add(1);
         self.later.spawn(async move {
             tokio::time::sleep(pause).await;
-            Later::Reserve(index)
+            Later::Rested(relay)
         });
+        self.hold_places();
+        self.publish_listening();
     }
+
+    /// A relay that failed may be asked again.
+    pub(super) fn handle_rested(&mut self, relay: PeerId) {
+        if let Some(relay) = self
+            .reservations
+            .find(relay)
+            .filter(|relay| relay.place == Place::Resting)
+        {
+            relay.place = Place::None;
+        }
+        self.hold_places();
+    }
+}
+
+/// The address to listen on for a place at a relay.
+fn place_at(address: &Multiaddr, relay: PeerId) -> Multiaddr {
+    address.clone().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
 }

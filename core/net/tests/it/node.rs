@@ -215,6 +215,7 @@ impl Setup {
             external: Vec::new(),
             mdns: false,
             dht: self.dht.clone(),
+            upnp: false,
             limits: self.limits.clone(),
             timing: self.timing.clone(),
         }

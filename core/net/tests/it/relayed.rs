@@ -1,15 +1,16 @@
 //! Nodes that nobody reaches but through a relay.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::HashSet, net::Ipv4Addr, sync::Arc};
 
 use kith_identity::TransportKey;
 use kith_net::{
-    DhtServerConfig, Multiaddr, PeerEvent, ShelfLimits, Timing, circuit_address,
+    DhtServerConfig, Multiaddr, PeerEvent, PeerId, ShelfLimits, Timing, circuit_address,
     relay::{Relay, RelayConfig, RelayLimits},
+    relay_peer,
 };
 use rand::rngs::OsRng;
 
-use crate::node::{NOW, Node, QUIC, Setup, connections, soon, timestamp, wait_for};
+use crate::node::{NOW, Node, QUIC, Setup, TCP, connections, soon, timestamp, wait_for};
 
 async fn relay(key: &TransportKey, listen: &str) -> Relay {
     Relay::start(RelayConfig {
@@ -56,11 +57,9 @@ async fn a_node_with_a_place_at_a_relay_is_reached_through_it() {
     carol.relays.push(relay.addrs()[0].clone());
     let alice = Setup::new().listen(&[]).start().await;
     for setup in [bob, carol] {
-        let listens = !setup.listen.is_empty();
         let bob = setup.start().await;
-        // An address to listen on is waited for; a relay to use is not.
-        assert!(!listens || bob.net.listen_addrs().iter().any(is_circuit));
-        soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
+        // A relay that grants a place at once stands in the first ticket.
+        assert!(bob.net.listen_addrs().iter().any(is_circuit));
         learn_circuits(&alice, &bob).await;
         assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
         assert_eq!(bob.get(&alice, "/back").await.unwrap().body(), &bob.expected("/back"));
@@ -123,4 +122,70 @@ async fn a_straight_path_replaces_the_relayed_one() {
         alice.get(&bob, "/again").await.unwrap().body(),
         &alice.expected("/again")
     );
+}
+
+/// The relays at which `addresses` name a place.
+fn places(addresses: &[Multiaddr]) -> HashSet<PeerId> {
+    let circuits = addresses.iter().filter(|address| is_circuit(address));
+    circuits.filter_map(relay_peer).collect()
+}
+
+async fn relays<const N: usize>() -> [Relay; N] {
+    let mut relays = Vec::new();
+    for _ in 0..N {
+        relays.push(relay(&TransportKey::generate(&mut OsRng), QUIC).await);
+    }
+    relays.try_into().unwrap_or_else(|_| unreachable!())
+}
+
+#[tokio::test]
+async fn two_places_are_held_and_another_relay_steps_in_for_one_that_is_lost() {
+    let relays = relays::<3>().await;
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = relays.iter().flat_map(Relay::addrs).collect();
+    let bob = setup.start().await;
+    let all: HashSet<_> = relays.iter().map(Relay::peer_id).collect();
+    let before = places(&bob.net.listen_addrs());
+    assert!(before.len() == 2 && before.is_subset(&all), "{before:?}");
+
+    let (lost, left): (Vec<_>, Vec<_>) = relays.into_iter().partition(|relay| before.contains(&relay.peer_id()));
+    let mut lost = lost.into_iter();
+    let first = lost.next().unwrap();
+    let gone = first.peer_id();
+    first.shutdown().await;
+    let spare = left[0].peer_id();
+    soon(bob.net.listening(|now| {
+        let now = places(now);
+        now.contains(&spare) && now.len() == 2 && !now.contains(&gone)
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn relays_change_while_the_node_runs() {
+    let [first, second] = relays::<2>().await;
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = first.addrs();
+    let bob = setup.start().await;
+    assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([first.peer_id()]));
+    bob.net.set_relays(&second.addrs()).await.unwrap();
+    let wanted = HashSet::from([second.peer_id()]);
+    soon(bob.net.listening(|now| places(now) == wanted)).await;
+    assert!(bob.net.set_relays(&[QUIC.parse().unwrap()]).await.is_err());
+    bob.net.set_relays(&[]).await.unwrap();
+    soon(bob.net.listening(|now| places(now).is_empty())).await;
+}
+
+#[tokio::test]
+async fn a_relay_is_found_over_tcp_where_quic_leads_nowhere() {
+    let relay = relay(&TransportKey::generate(&mut OsRng), TCP).await;
+    let address = relay.addrs()[0].to_string();
+    let quic = address.replace("/tcp/", "/udp/").replace("/p2p/", "/quic-v1/p2p/");
+    let mut bob = Setup::new().listen(&[]);
+    bob.relays = vec![quic.parse().unwrap()];
+    let bob = bob.start().await;
+    assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([relay.peer_id()]));
+    let alice = Setup::new().listen(&[]).start().await;
+    learn_circuits(&alice, &bob).await;
+    assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
 }

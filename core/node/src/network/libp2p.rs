@@ -17,7 +17,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{Limits, Network, NetworkError, PeerEvent, PeerStatus};
+use super::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus};
 use crate::federation::Peer;
 
 /// Events that a slow receiver may be behind before it misses some.
@@ -111,6 +111,11 @@ impl Network for Libp2p {
         let peers = self.net().map(|net| net.peers()).unwrap_or_default();
         let status = |peer: kith_net::PeerInfo| PeerStatus {
             server_name: peer.server_name,
+            path: match peer.connections.first() {
+                Some(best) if best.relayed => PeerPath::Relayed,
+                Some(best) if best.lan => PeerPath::Lan,
+                _ => PeerPath::Direct,
+            },
             addresses: peer.connections.iter().map(|c| c.address.to_string()).collect(),
         };
         peers.into_iter().map(status).collect()

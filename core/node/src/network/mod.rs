@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 /// Why a request to another node got no answer.
@@ -72,12 +73,37 @@ pub enum PeerEvent {
     Down(OwnedServerName),
 }
 
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerPath {
+    /// On the local network, or this machine.
+    Lan,
+    /// Straight through the internet.
+    Direct,
+    /// Through a relay.
+    Relayed,
+}
+
+impl PeerPath {
+    /// As [`PeerPath`] is written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+        }
+    }
+}
+
 /// A peer as status shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Its server name.
     pub server_name: OwnedServerName,
-    /// The addresses in use, as text.
+    /// How it is reached: the best of its connections.
+    pub path: PeerPath,
+    /// The addresses in use, as text, the best first.
     pub addresses: Vec<String>,
 }
 

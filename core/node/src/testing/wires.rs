@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 use crate::{
     federation::Peer,
-    network::{Limits, Network, NetworkError, PeerEvent, PeerStatus},
+    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus},
 };
 
 /// What joins the nodes: requests go straight into the other's federation router, with the caller as [`Peer`].
@@ -293,6 +293,7 @@ impl Network for MemoryNetwork {
         connected
             .map(|name| PeerStatus {
                 server_name: name.clone(),
+                path: PeerPath::Direct,
                 addresses: Vec::new(),
             })
             .collect()

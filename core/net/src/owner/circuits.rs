@@ -1,0 +1,199 @@
+//! Connections to relays, and through them. A relay is dialled at every address that it may have, and used only once it has
+//! told us (identify) from where we come: hole punching needs to know that from the start.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+
+use super::{Later, Owner};
+use crate::address::{self, Path};
+
+/// Straight addresses get this much of a start.
+const CIRCUIT_PAUSE: Duration = Duration::from_millis(250);
+
+/// A relay that does not identify itself is used after this all the same.
+const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Relays through which one peer is dialled.
+pub(super) const MAX_CIRCUITS: usize = 3;
+
+/// What waits for a relay, or is on its way to it.
+#[derive(Default)]
+pub(super) struct Circuits {
+    /// Dials through relays that are not started yet.
+    prepared: HashMap<ConnectionId, Circuit>,
+    /// Dials of relays.
+    relay_dials: HashMap<ConnectionId, PeerId>,
+    /// Connections whose other end has identified itself, or had the time to.
+    identified: HashSet<ConnectionId>,
+}
+
+impl Circuits {
+    /// Whether the other end of a connection has identified itself.
+    pub(super) fn is_identified(&self, id: ConnectionId) -> bool {
+        self.identified.contains(&id)
+    }
+}
+
+/// A dial through a relay.
+struct Circuit {
+    relay: PeerId,
+    via: Multiaddr,
+    options: DialOpts,
+}
+
+impl Owner {
+    /// Prepares to dial a peer through a relay: `address` ends in `/p2p/RELAY/p2p-circuit`. Gives what to wait for, if it
+    /// is such an address.
+    pub(super) fn prepare_circuit(
+        &mut self,
+        peer_id: PeerId,
+        address: &Multiaddr,
+        later: bool,
+    ) -> Option<ConnectionId> {
+        let (relay, via) = address::relay_of(address)?;
+        if relay == peer_id || relay == *self.swarm.local_peer_id() {
+            return None;
+        }
+        let options = DialOpts::peer_id(peer_id)
+            .condition(PeerCondition::Always)
+            .addresses(vec![address.clone()])
+            .build();
+        let id = options.connection_id();
+        self.circuits.prepared.insert(id, Circuit { relay, via, options });
+        let pause = if later { CIRCUIT_PAUSE } else { Duration::ZERO };
+        self.later.spawn(async move {
+            tokio::time::sleep(pause).await;
+            Later::Circuit(id)
+        });
+        Some(id)
+    }
+
+    /// Dials through a relay, or dials the relay first. Nothing is dialled for a peer that was reached meanwhile.
+    pub(super) fn start_circuit(&mut self, id: ConnectionId) {
+        if !self.dialling.is_wanted(id) {
+            self.circuits.prepared.remove(&id);
+            self.dialling.forget(id);
+            return;
+        }
+        let Some(circuit) = self.circuits.prepared.get(&id) else {
+            return;
+        };
+        let (relay, via) = (circuit.relay, circuit.via.clone());
+        if self.relay_is_ready(relay) {
+            self.dial_circuit(id);
+        } else {
+            self.dial_relay(relay, &[via]);
+        }
+    }
+
+    fn dial_circuit(&mut self, id: ConnectionId) {
+        let Some(circuit) = self.circuits.prepared.remove(&id) else {
+            return;
+        };
+        if let Err(error) = self.swarm.dial(circuit.options) {
+            self.handle_dial_error(id, error);
+        }
+    }
+
+    /// Whether a connection to the relay is up and identified.
+    pub(super) fn relay_is_ready(&self, relay: PeerId) -> bool {
+        self.connections_to_relay(relay)
+            .any(|id| self.circuits.identified.contains(&id))
+    }
+
+    pub(super) fn connections_to_relay(&self, relay: PeerId) -> impl Iterator<Item = ConnectionId> {
+        let straight = |entry: &&super::Entry| entry.session.path() != Path::Relayed && entry.session.is_usable();
+        let sessions = self.sessions.values().filter(straight);
+        sessions
+            .filter(move |entry| entry.session.peer_id == relay)
+            .map(|entry| entry.session.id)
+    }
+
+    /// Connects to a relay, unless that is done or under way.
+    pub(super) fn dial_relay(&mut self, relay: PeerId, addresses: &[Multiaddr]) {
+        if self.connections_to_relay(relay).next().is_some() || self.circuits.relay_dials.values().any(|r| *r == relay)
+        {
+            return;
+        }
+        let options = DialOpts::peer_id(relay)
+            .condition(PeerCondition::Always)
+            .addresses(address::ways_to_relay(addresses))
+            .build();
+        let id = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => drop(self.circuits.relay_dials.insert(id, relay)),
+            Err(error) => {
+                tracing::debug!(%relay, %error, "the relay was not dialled");
+                self.relay_failed(relay);
+            }
+        }
+    }
+
+    /// A connection came up; if to a relay, it has a while to say who it is.
+    pub(super) fn note_relay_connected(&mut self, id: ConnectionId) {
+        if self.circuits.relay_dials.remove(&id).is_some() {
+            self.later.spawn(async move {
+                tokio::time::sleep(IDENTIFY_PATIENCE).await;
+                Later::Identified(id)
+            });
+        }
+    }
+
+    /// The other end of a connection has said who it is. What waited for a relay goes on.
+    pub(super) fn handle_identified(&mut self, id: ConnectionId) {
+        let Some(entry) = self.sessions.get(&id) else { return };
+        if entry.session.path() == Path::Relayed || !self.circuits.identified.insert(id) {
+            return;
+        }
+        let relay = entry.session.peer_id;
+        for waiting in self.waiting_for(relay) {
+            self.start_circuit(waiting);
+        }
+        self.reserve_at(relay);
+    }
+
+    fn waiting_for(&self, relay: PeerId) -> Vec<ConnectionId> {
+        let prepared = self.circuits.prepared.iter();
+        prepared
+            .filter(|(_, circuit)| circuit.relay == relay)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// A dial failed; says whether it was one of a relay.
+    pub(super) fn handle_relay_dial_error(&mut self, id: ConnectionId) -> bool {
+        let relay = self.circuits.relay_dials.remove(&id);
+        if let Some(relay) = relay {
+            self.relay_failed(relay);
+        }
+        relay.is_some()
+    }
+
+    /// A connection that may have been to a relay is gone.
+    pub(super) fn handle_relay_closed(&mut self, id: ConnectionId, relay: PeerId) {
+        self.circuits.identified.remove(&id);
+        if self.connections_to_relay(relay).next().is_none() {
+            self.relay_failed(relay);
+        }
+    }
+
+    /// There is no connection to a relay: what waited for it waits in vain.
+    fn relay_failed(&mut self, relay: PeerId) {
+        for id in self.waiting_for(relay) {
+            self.circuits.prepared.remove(&id);
+            self.dialling.forget(id);
+            self.dial_ended(id);
+        }
+        self.relay_lost(relay);
+    }
+}
