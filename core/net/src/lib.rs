@@ -32,6 +32,6 @@ pub use dht::{Clock, DhtConfig, DhtStatus, PublishError, ServerConfig as DhtServ
 pub use directory::{Directory, DirectoryError, PeerAddresses};
 pub use error::{Break, RequestError, StartError};
 pub use libp2p::{Multiaddr, PeerId};
-pub use net::{Net, peer_id_of};
+pub use net::{AddressesSeen, Net, peer_id_of};
 pub use peers::{ConnectionInfo, PeerEvent, PeerInfo};
 pub use server::{Body, BoxError, InboundService};

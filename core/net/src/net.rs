@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use kith_identity::{SealedRecord, TransportKey};
-use libp2p::{Multiaddr, PeerId, identity::Keypair};
+use kith_identity::{SealedRecord, TransportKey, Whereabouts};
+use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Break, NetConfig, PeerEvent, PeerInfo, PublishError, RequestError, RequestLimits, StartError,
-    address::{circuit_address, is_relayed, sort_for_ticket, split_peer_id},
+    address::{circuit_address, is_relayed, relay_of, sort_for_ticket, split_peer_id},
     client::ExchangeError,
     coding,
     dht::Dht,
@@ -109,7 +109,7 @@ impl Net {
             listening,
             stop: stop.clone(),
         };
-        let dht = Dht::new(&config.dht, shared.own.directory.clone(), &shared.timing);
+        let dht = Dht::new(config.dht, &config.relays, shared.own.directory.clone(), &shared.timing);
         let mut owner = Owner::new(swarm, shared, peers.clone(), dht.clone(), channels);
         owner.listen(&listen, &config.external, &relays).await?;
         let net = Self(Arc::new(Inner {
@@ -140,6 +140,7 @@ impl Net {
     /// places at others are given up.
     pub async fn set_relays(&self, relays: &[Multiaddr]) -> Result<(), StartError> {
         check_relays(relays)?;
+        self.0.dht.set_relays(relays);
         let command = Command::SetRelays([&self.0.places[..], relays].concat());
         // After a shutdown no place is held anyway.
         let _ = self.0.commands.send(command).await;
@@ -305,6 +306,26 @@ impl Net {
         }
         sort_for_ticket(&mut addresses);
         addresses
+    }
+
+    /// Where this node is, for whoever knows its name: what [`Net::ticket_addrs`] gives, places at relays apart.
+    pub fn whereabouts(&self) -> Whereabouts {
+        let (relayed, straight): (Vec<_>, Vec<_>) = self.ticket_addrs().into_iter().partition(is_relayed);
+        let bytes = |addresses: Vec<Multiaddr>, most: usize| -> Vec<_> {
+            let bytes = addresses.iter().map(Multiaddr::to_vec);
+            bytes
+                .filter(|bytes| bytes.len() <= Whereabouts::MAX_BYTES)
+                .take(most)
+                .collect()
+        };
+        let relays = relayed.iter().filter_map(relay_of);
+        let relays = relays.map(|(relay, at)| at.with(Protocol::P2p(relay))).collect();
+        Whereabouts {
+            peer_id: self.0.peer_id.to_bytes(),
+            addrs: bytes(straight, Whereabouts::MAX_ADDRS),
+            relays: bytes(relays, Whereabouts::MAX_RELAYS),
+            mailboxes: Vec::new(),
+        }
     }
 
     /// Changes whenever [`Net::ticket_addrs`] may have.

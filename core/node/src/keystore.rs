@@ -13,7 +13,7 @@ use std::{
 };
 
 use data_encoding::BASE64URL_NOPAD;
-use kith_identity::{DocumentError, IdentityKey, KeyDocument, NodeKey, TransportKey};
+use kith_identity::{DocumentError, IdentityKey, KeyDocument, NodeKey, RecordError, TransportKey, cbor::CborError};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 use zeroize::Zeroizing;
 
@@ -30,8 +30,8 @@ const RENEW_BEFORE_MS: u64 = 15 * DAY_MS;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// No file here is larger; a key document is the largest.
-const MAX_FILE: u64 = 2 * KeyDocument::MAX_BYTES as u64;
+/// No file here is larger; certificates made ahead take the most.
+const MAX_FILE: u64 = 64 * 1024;
 
 const IDENTITY: &str = "identity";
 const NODE: &str = "node";
@@ -80,6 +80,12 @@ pub enum KeystoreError {
     /// The key document cannot be made or changed.
     #[error("the key document cannot be used")]
     Document(#[from] DocumentError),
+    /// Certificates for DHT records cannot be made.
+    #[error("certificates for DHT records cannot be made")]
+    Records(#[from] RecordError),
+    /// They cannot be written down.
+    #[error("certificates for DHT records cannot be written")]
+    Encoding(#[from] CborError),
 }
 
 /// The secrets of a node and its key document, as a start needs them.
@@ -301,14 +307,29 @@ impl Keystore {
     }
 
     fn read_secret<const N: usize>(&self, kind: &str) -> Result<Option<Zeroizing<[u8; N]>>, KeystoreError> {
-        let Some(line) = self.read(kind)? else {
+        let Some(bytes) = self.read_secret_bytes(kind)? else {
             return Ok(None);
         };
-        let secret = decode(kind, &line).ok_or_else(|| KeystoreError::Damaged { path: self.path(kind) })?;
+        let mut secret = Zeroizing::new([0; N]);
+        if bytes.len() != N {
+            return Err(self.damaged(kind));
+        }
+        secret.copy_from_slice(&bytes);
         Ok(Some(secret))
     }
 
-    fn write_secret(&self, kind: &str, secret: &[u8]) -> Result<(), KeystoreError> {
+    pub(crate) fn read_secret_bytes(&self, kind: &str) -> Result<Option<Zeroizing<Vec<u8>>>, KeystoreError> {
+        let Some(line) = self.read(kind)? else {
+            return Ok(None);
+        };
+        decode(kind, &line).ok_or_else(|| self.damaged(kind)).map(Some)
+    }
+
+    pub(crate) fn damaged(&self, name: &str) -> KeystoreError {
+        KeystoreError::Damaged { path: self.path(name) }
+    }
+
+    pub(crate) fn write_secret(&self, kind: &str, secret: &[u8]) -> Result<(), KeystoreError> {
         self.write(kind, encode(kind, secret).as_bytes())
     }
 
@@ -316,9 +337,7 @@ impl Keystore {
         let Some(json) = self.read(DOCUMENT)? else {
             return Ok(None);
         };
-        let document = KeyDocument::parse(json.trim_end().as_bytes()).map_err(|_| KeystoreError::Damaged {
-            path: self.path(DOCUMENT),
-        })?;
+        let document = KeyDocument::parse(json.trim_end().as_bytes()).map_err(|_| self.damaged(DOCUMENT))?;
         Ok(Some(document))
     }
 
@@ -376,16 +395,11 @@ fn encode(kind: &str, secret: &[u8]) -> Zeroizing<String> {
     Zeroizing::new(format!("kith-{kind} 1 {} {}\n", *encoded, check(kind, secret)))
 }
 
-fn decode<const N: usize>(kind: &str, line: &str) -> Option<Zeroizing<[u8; N]>> {
+fn decode(kind: &str, line: &str) -> Option<Zeroizing<Vec<u8>>> {
     let rest = line.trim_end().strip_prefix(&format!("kith-{kind} 1 "))?;
     let (encoded, sum) = rest.split_once(' ')?;
     let bytes = Zeroizing::new(BASE64URL_NOPAD.decode(encoded.as_bytes()).ok()?);
-    let mut secret = Zeroizing::new([0; N]);
-    if bytes.len() != N || sum != check(kind, &bytes) {
-        return None;
-    }
-    secret.copy_from_slice(&bytes);
-    Some(secret)
+    (sum == check(kind, &bytes)).then_some(bytes)
 }
 
 /// 48 bits that a damaged line does not match by chance, and that say nothing useful about 256 random bits.

@@ -10,6 +10,8 @@ pub mod keystore;
 mod listener;
 pub mod network;
 mod node;
+mod publishing;
+mod record_keys;
 pub mod relays;
 pub mod status;
 

@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 use kith_identity::{IdentityKey, IdentityPublicKey, KeyDocument, RecoveryPhrase};
-use kith_net::{DhtConfig, Multiaddr, Net, NetConfig};
+use kith_net::{Multiaddr, Net, NetConfig};
 use kith_store::{OpenError, Store, StoreConfig, StoreError};
 use rand::Rng;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -29,6 +29,7 @@ use crate::{
         directory::StoreDirectory,
         libp2p::{Libp2p, inbound},
     },
+    publishing,
 };
 
 /// The setting that says whose database it is.
@@ -150,8 +151,7 @@ impl Node {
         if self.inner.network.net().is_some() {
             return Ok(());
         }
-        let net = self.start_net().await?;
-        self.inner.network.attach(net);
+        self.attach(self.start_net().await?);
         let started = self.inner.homeserver.start().await;
         started.map_err(|error| StartError::Homeserver(Box::new(error)))?;
         self.remember_addresses().await?;
@@ -205,6 +205,20 @@ impl Node {
         RecoveryPhrase::of(&self.inner.identity)
     }
 
+    /// Goes online through `net`, and has the DHT know where.
+    fn attach(&self, net: Net) {
+        let detached = self.inner.network.attach(net.clone());
+        let stop = self.inner.stop.clone();
+        let publishing = publishing::run(self.clone(), net);
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = detached.cancelled() => {}
+                () = publishing => {}
+            }
+        });
+    }
+
     /// Starts kith-net on the configured addresses, or on the default ones.
     async fn start_net(&self) -> Result<Net, StartError> {
         let config = &self.inner.homeserver.context.config;
@@ -254,11 +268,6 @@ impl Node {
             world: context.world.clone(),
             own_document: context.key_document.clone(),
         };
-        let relays = self.all_relays().await?;
-        let dht = DhtConfig {
-            servers: [&relays[..], &context.config.dht.servers].concat(),
-            ..context.config.dht.clone()
-        };
         let config = NetConfig {
             server_name: context.server_name.clone(),
             transport_key: self.inner.keystore.transport_key(&context.world)?,
@@ -266,11 +275,11 @@ impl Node {
             directory: Arc::new(directory),
             service: inbound(federation::router(self.inner.homeserver.clone())),
             listen,
-            relays,
+            relays: self.all_relays().await?,
             external: context.config.external.clone(),
             mdns: context.config.mdns,
             upnp: context.config.upnp,
-            dht,
+            dht: context.config.dht.clone(),
             limits: context.config.limits.clone(),
             timing: context.config.timing.clone(),
         };
@@ -294,7 +303,7 @@ impl Node {
         if transport_for.is_zero() || inner.network.net().is_none() {
             let _changing = inner.changing.lock().await;
             inner.network.detach().await;
-            inner.network.attach(self.start_net().await?);
+            self.attach(self.start_net().await?);
             self.remember_addresses().await?;
             transport_for = inner.keystore.transport_key_lasts(&context.world)?;
             tracing::info!("took a new transport key");

@@ -3,14 +3,19 @@
 use axum::{Router, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use kith_identity::IdentityKey;
+use kith_identity::{IdentityKey, TransportKey};
+use kith_net::{
+    DhtServerConfig, ShelfLimits,
+    relay::{Relay, RelayConfig, RelayLimits},
+};
+use rand::rngs::OsRng;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::{
-    clock::SystemEntropy,
+    clock::{Clock, SystemClock, SystemEntropy},
     contacts::{AddPeerError, Introduction},
-    network::{Network, PeerEvent},
+    network::{Limits, Network, PeerEvent},
     testing::{ManualClock, open_files},
 };
 
@@ -281,4 +286,48 @@ async fn a_request_that_waits_does_not_hold_up_a_shutdown() {
     asking.recv().await.unwrap();
     node.shutdown().await;
     assert_eq!(waiting.await.unwrap(), (503, false));
+}
+
+/// Nothing but a relay in common: neither a ticket nor an address went from one to the other.
+#[tokio::test]
+async fn nodes_find_each_other_by_name_alone_through_a_relay_that_serves_the_dht() {
+    let relay = Relay::start(RelayConfig {
+        transport_key: TransportKey::generate(&mut OsRng),
+        listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],
+        external: Vec::new(),
+        limits: RelayLimits::default(),
+        dht: DhtServerConfig {
+            clock: Arc::new(|| SystemClock.now()),
+            limits: ShelfLimits::default(),
+            servers: Vec::new(),
+        },
+        timing: Timing::default(),
+    })
+    .await
+    .unwrap();
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let with_relay = |data: &Path| Config {
+        relays: relay.addrs(),
+        ..config(data)
+    };
+    let bob = Node::start(with_relay(b.path())).await.unwrap();
+    // Key document and addresses.
+    relay.dht().wait_for(|status| status.records == 2).await.unwrap();
+    let alice = Node::start(with_relay(a.path())).await.unwrap();
+    relay.dht().wait_for(|status| status.records == 4).await.unwrap();
+    let name = bob.homeserver().context.server_name.clone();
+    let request = http::Request::get("/_matrix/federation/v1/version")
+        .body(Vec::new().into())
+        .unwrap();
+    let answer = alice
+        .inner
+        .network
+        .request(&name, request, Limits::default())
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 200);
+    connected(&bob, &alice).await;
+    alice.shutdown().await;
+    bob.shutdown().await;
+    relay.shutdown().await;
 }

@@ -15,15 +15,6 @@ use crate::{
 /// What the text signed by the node key begins with, so that no other signature by a node key can pass for it.
 const CONTEXT: &str = "/kith/address/1";
 
-/// Bytes of one address or PeerId at the most.
-const MAX_PART: usize = 128;
-
-/// Addresses in a record at the most.
-const MAX_ADDRS: usize = 16;
-
-/// Relays, and mailboxes, in a record at the most.
-const MAX_RELAYS: usize = 8;
-
 /// Expiries are whole minutes: a finer time would tell a node by how wrong its clock is.
 const EXPIRY_STEP_MS: u64 = 60 * 1000;
 
@@ -49,6 +40,17 @@ pub struct Whereabouts {
     pub relays: Vec<Vec<u8>>,
     /// Inboxes for when the node sleeps; at most 8.
     pub mailboxes: Vec<Mailbox>,
+}
+
+impl Whereabouts {
+    /// Bytes of one address or PeerId at the most.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Addresses at the most.
+    pub const MAX_ADDRS: usize = 16;
+
+    /// Relays, and mailboxes, at the most.
+    pub const MAX_RELAYS: usize = 8;
 }
 
 /// Where a node is reached, signed by its node key. In hand after [`SealedRecord::open`], the signature has been
@@ -198,8 +200,10 @@ impl AddressRecord {
         let parts = addrs.iter().chain(relays).chain([peer_id]);
         let sizes_fit = parts
             .chain(mailboxes.iter().map(|mailbox| &mailbox.relay))
-            .all(|part| (1..=MAX_PART).contains(&part.len()));
-        let counts_fit = addrs.len() <= MAX_ADDRS && relays.len() <= MAX_RELAYS && mailboxes.len() <= MAX_RELAYS;
+            .all(|part| (1..=Whereabouts::MAX_BYTES).contains(&part.len()));
+        let counts_fit = addrs.len() <= Whereabouts::MAX_ADDRS
+            && relays.len() <= Whereabouts::MAX_RELAYS
+            && mailboxes.len() <= Whereabouts::MAX_RELAYS;
         if sizes_fit && counts_fit {
             Ok(())
         } else {

@@ -55,7 +55,7 @@ const MAX_SERVERS: usize = 48;
 
 /// A name that was looked up is not looked up again for this long, three times as long each time that nothing came of it, up to
 /// [`MAX_PAUSE`].
-const PAUSE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// Names that were looked up and are remembered.
@@ -64,7 +64,8 @@ const MAX_LOOKED_UP: usize = 1024;
 /// What a node does in the DHT.
 #[derive(Debug, Clone)]
 pub struct DhtConfig {
-    /// Servers to begin with, each ending in `/p2p/SERVER`: relays. Others are learned, and kept by the [`Directory`].
+    /// Servers to begin with besides the relays, each ending in `/p2p/SERVER`. Others are learned, and kept by the
+    /// [`Directory`].
     pub servers: Vec<Multiaddr>,
     /// How many servers are given each record.
     pub replicas: NonZeroUsize,
@@ -133,14 +134,15 @@ struct Inner {
     directory: Arc<dyn Directory>,
     carrier: Carrier,
     timing: Timing,
-    configured: Vec<PeerAddresses>,
-    replicas: NonZeroUsize,
+    config: DhtConfig,
+    /// Relays, and the servers of the configuration.
+    configured: Mutex<Vec<PeerAddresses>>,
     errands: Semaphore,
     looked_up: Mutex<HashMap<OwnedServerName, LookedUp>>,
 }
 
 impl Dht {
-    pub(crate) fn new(config: &DhtConfig, directory: Arc<dyn Directory>, timing: &Timing) -> Self {
+    pub(crate) fn new(config: DhtConfig, relays: &[Multiaddr], directory: Arc<dyn Directory>, timing: &Timing) -> Self {
         let timing = Timing {
             handshake: timing.handshake.min(HANDSHAKE),
             ..timing.clone()
@@ -150,20 +152,28 @@ impl Dht {
             true => swarm::global_transport(keypair, &own),
             false => swarm::direct_transport(keypair, &own),
         });
-        Self::over(carrier, config, directory, timing)
+        let dht = Self::over(carrier, config, directory, timing);
+        dht.set_relays(relays);
+        dht
     }
 
     /// Over another transport than that of nodes.
-    fn over(carrier: Carrier, config: &DhtConfig, directory: Arc<dyn Directory>, timing: Timing) -> Self {
+    fn over(carrier: Carrier, config: DhtConfig, directory: Arc<dyn Directory>, timing: Timing) -> Self {
         Self(Arc::new(Inner {
             directory,
             carrier,
             timing,
-            configured: known_servers(&config.servers),
-            replicas: config.replicas,
+            configured: Mutex::new(known_servers(&config.servers)),
             errands: Semaphore::new(config.errands.max(1)),
+            config,
             looked_up: Mutex::default(),
         }))
+    }
+
+    /// Begins at these relays from now on, and at the servers of the configuration.
+    pub(crate) fn set_relays(&self, relays: &[Multiaddr]) {
+        let servers = known_servers(&[relays, &self.0.config.servers].concat());
+        *lock(&self.0.configured) = servers;
     }
 
     /// Gives a record to the servers nearest to its key; says how many took it, or seemed to.
@@ -174,7 +184,7 @@ impl Dht {
             return Err(PublishError::NoServers);
         }
         let mut errand = self.errand(&servers)?;
-        let put = errand.put(record.dht_key(), record.encode()?, self.0.replicas);
+        let put = errand.put(record.dht_key(), record.encode()?, self.0.config.replicas);
         let taken = timeout(ERRAND, put).await.map_or(0, |taken| taken.len());
         self.learn(&servers, errand).await;
         if taken == 0 {
@@ -218,12 +228,14 @@ impl Dht {
 
     /// The servers to begin with.
     pub(crate) async fn servers(&self) -> Vec<PeerAddresses> {
-        let mut servers = self.0.configured.clone();
+        let mut servers = lock(&self.0.configured).clone();
         match self.0.directory.dht_servers().await {
             Ok(learned) => {
-                let new =
-                    |server: &PeerAddresses| !self.0.configured.iter().any(|known| known.peer_id == server.peer_id);
-                servers.extend(learned.into_iter().filter(new));
+                let configured: Vec<_> = servers.iter().map(|server| server.peer_id).collect();
+                let new = learned
+                    .into_iter()
+                    .filter(|server| !configured.contains(&server.peer_id));
+                servers.extend(new);
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -237,7 +249,8 @@ impl Dht {
     /// reached others.
     async fn learn(&self, servers: &[PeerAddresses], errand: Errand) {
         let (met, missed) = errand.end();
-        let configured = |peer: &PeerId| self.0.configured.iter().any(|known| known.peer_id == *peer);
+        let configured: Vec<_> = lock(&self.0.configured).iter().map(|server| server.peer_id).collect();
+        let configured = |peer: &PeerId| configured.contains(peer);
         let known = servers.iter().filter(|server| !configured(&server.peer_id));
         let left = known.filter(|server| met.is_empty() || !missed.contains(&server.peer_id));
         let mut learned: Vec<_> = met.iter().chain(left).cloned().collect();

@@ -50,12 +50,16 @@ impl Libp2p {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Goes online through `net`, which must be the only one.
-    pub(crate) fn attach(&self, net: Net) {
+    /// Goes online through `net`, which must be the only one. Gives what is cancelled when it goes offline again.
+    pub(crate) fn attach(&self, net: Net) -> CancellationToken {
         let detached = CancellationToken::new();
         tokio::spawn(forward(net.clone(), self.inner.events.clone(), detached.clone()));
-        let attached = Attached { net, detached };
+        let attached = Attached {
+            net,
+            detached: detached.clone(),
+        };
         *self.inner.attached.write().unwrap_or_else(PoisonError::into_inner) = Some(attached);
+        detached
     }
 
     /// Goes offline: peers are said to be down, and kith-net is shut down in good order.
