@@ -5,7 +5,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use kith_identity::{IdentityKey, TransportKey};
 use kith_net::{
-    DhtServerConfig, ShelfLimits,
+    DhtServerConfig, ShelfLimits, Timing,
     relay::{Relay, RelayConfig, RelayLimits},
 };
 use rand::rngs::OsRng;

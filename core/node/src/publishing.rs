@@ -147,7 +147,8 @@ async fn publish(node: &Node, net: &Net, published: &mut Published) -> Result<()
     let same_whereabouts = same_document && published.whereabouts.as_ref() == Some(&whereabouts);
     let mut records = Vec::new();
     // Addresses first: whoever was here before holds the key document already.
-    if !same_whereabouts && !(whereabouts.addrs.is_empty() && whereabouts.relays.is_empty()) {
+    let reachable = !whereabouts.addrs.is_empty() || !whereabouts.relays.is_empty();
+    if reachable && !same_whereabouts {
         let record = AddressRecord::sign(whereabouts.clone(), &document, &context.node_key, now)?;
         records.push(Record::Address(record));
     }
