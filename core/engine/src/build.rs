@@ -14,9 +14,11 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
-    CheckedPdu, NewState, Pdu, PduError, RoomError, RoomReader, RoomView, StateId, StateKey, StoredPdu,
+    Author, CheckedPdu, Extremity, JOINS_HEADS, NewState, Pdu, PduError, RoomError, RoomReader, RoomView, StateId,
+    StateKey, StoredPdu,
     auth::{AuthState, power_levels},
-    limits::{MAX_DEPTH, MAX_EVENT_BYTES, OWN_PREV_EVENTS},
+    extremities::to_build_upon,
+    limits::{MAX_DEPTH, MAX_EVENT_BYTES, MAX_PREV_EVENTS, OWN_PREV_EVENTS},
     pdu::rules,
     resolve,
 };
@@ -152,7 +154,7 @@ pub fn build_event<R: RoomReader, K: KeyPair>(
     signer: Signer<'_, K>,
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<CheckedPdu, BuildError<R::Error>> {
-    let base = Base::of(reader, room)?;
+    let base = Base::of(reader, room, Some(signer.server), prev_events_of(draft))?;
     if draft.kind == TimelineEventType::RoomCreate {
         return Err(BuildError::Forbidden("the room has been created already".to_owned()));
     }
@@ -201,7 +203,7 @@ pub fn build_template<R: RoomReader>(
     draft: &Draft,
     now: MilliSecondsSinceUnixEpoch,
 ) -> Result<CanonicalJsonObject, BuildError<R::Error>> {
-    let base = Base::of(reader, room)?;
+    let base = Base::of(reader, room, None, prev_events_of(draft))?;
     let (object, auth) = base.assemble(draft, now)?;
     let pdu = Pdu::from_json(&object, base.view.version()).map_err(BuildError::pdu)?;
     base.authorise(&pdu, &auth)?;
@@ -287,13 +289,16 @@ struct Base<'a, R: RoomReader> {
 }
 
 impl<'a, R: RoomReader> Base<'a, R> {
-    fn of(reader: &'a R, room: &RoomId) -> Result<Self, BuildError<R::Error>> {
+    /// On top of the room's forward extremities, or of so many of them, those of the event's own server first.
+    fn of(reader: &'a R, room: &RoomId, own: Option<&ServerName>, most: usize) -> Result<Self, BuildError<R::Error>> {
         let current = reader.current_state(room).map_err(BuildError::read)?;
         let current = current.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
-        let extremities = reader.forward_extremities(room).map_err(BuildError::read)?;
-        let prev = held(reader, extremities)?;
-        if prev.len() > OWN_PREV_EVENTS {
-            return Self::on(reader, room, current, pick_extremities(prev));
+        let extremities = reader.extremities(room).map_err(BuildError::read)?;
+        let all: Vec<&Extremity> = extremities.iter().collect();
+        let chosen = to_build_upon(&all, own.map(Author::of), most);
+        let prev = held(reader, chosen.iter().map(|chosen| chosen.event.clone()).collect())?;
+        if prev.len() < all.len() {
+            return Self::on(reader, room, current, prev);
         }
         let view = RoomView::at(reader, room, current)?.ok_or_else(|| RoomError::UnknownRoom(room.to_owned()))?;
         Ok(Self {
@@ -444,17 +449,13 @@ fn held<R: RoomReader>(reader: &R, ids: Vec<OwnedEventId>) -> Result<Vec<StoredP
     Ok(held)
 }
 
-/// The extremities that an event names when it cannot name all: half the deepest, so that it carries on from what was
-/// said last, and half the shallowest, so that old forks end at some time.
-fn pick_extremities(mut prev: Vec<StoredPdu>) -> Vec<StoredPdu> {
-    prev.sort_by(|a, b| {
-        let by_depth = b.pdu.depth().cmp(&a.pdu.depth());
-        by_depth.then_with(|| a.pdu.event_id().cmp(b.pdu.event_id()))
-    });
-    let shallowest = prev.split_off(prev.len() - OWN_PREV_EVENTS / 2);
-    prev.truncate(OWN_PREV_EVENTS - OWN_PREV_EVENTS / 2);
-    prev.extend(shallowest);
-    prev
+/// Forward extremities that an event names at the most.
+fn prev_events_of(draft: &Draft) -> usize {
+    if draft.kind.to_string() == JOINS_HEADS {
+        MAX_PREV_EVENTS
+    } else {
+        OWN_PREV_EVENTS
+    }
 }
 
 fn state_after_all<R: RoomReader>(

@@ -68,8 +68,8 @@ pub struct Applied {
     pub sets: Option<StateKey>,
     /// What the room's current state becomes.
     pub current_state: CurrentState,
-    /// The room's forward extremities from now on; none if they stay.
-    pub forward_extremities: Option<Vec<OwnedEventId>>,
+    /// How the room's forward extremities move; none if they stay.
+    pub forward_extremities: Option<ExtremityChange>,
     /// Redactions that take hold with this event.
     pub redactions: Vec<Redaction>,
 }
@@ -84,6 +84,15 @@ impl Applied {
     pub fn is_shown(&self) -> bool {
         self.status == EventStatus::Accepted && !self.outlier && !self.withheld
     }
+}
+
+/// How a room's forward extremities move with an event. Told as a difference, since there may be thousands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExtremityChange {
+    /// Those that are none any more.
+    pub gone: Vec<OwnedEventId>,
+    /// Whether the event becomes one.
+    pub added: bool,
 }
 
 /// What a room's current state becomes with an event.

@@ -12,8 +12,8 @@ use std::{
 use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, events::TimelineEventType};
 
 use crate::{
-    Applied, CheckedPdu, CurrentState, EventStatus, Outcome, RoomError, RoomReader, StateId, StateKey, StateMap,
-    StoredPdu, limits::MAX_IMPORT_EVENTS, receive::receive_with_state, receive_outlier,
+    Applied, CheckedPdu, CurrentState, EventStatus, ExtremityChange, Outcome, RoomError, RoomReader, StateId, StateKey,
+    StateMap, StoredPdu, limits::MAX_IMPORT_EVENTS, receive::receive_with_state, receive_outlier,
 };
 
 /// Why a room could not be entered. Nothing changes.
@@ -85,7 +85,10 @@ pub fn import_room<R: RoomReader>(
         return Err(ImportError::Refused(joined.reason.unwrap_or_default()));
     }
     joined.current_state = CurrentState::AfterEvent;
-    joined.forward_extremities = Some(vec![join.event_id().to_owned()]);
+    joined.forward_extremities = Some(ExtremityChange {
+        gone: reader.forward_extremities(join.room_id()).map_err(RoomError::Read)?,
+        added: true,
+    });
     applied.push(joined);
     Ok(applied)
 }

@@ -3,6 +3,7 @@
 //! Pure: synchronous functions of their arguments. No I/O, clock, randomness or async stands here; state is read
 //! through [`RoomReader`], which the store's transactions implement, and what must change comes back as values.
 
+mod allowance;
 mod auth;
 mod build;
 mod catch_up;
@@ -11,6 +12,7 @@ mod check;
 mod client_event;
 mod create;
 pub mod encryption;
+mod extremities;
 mod fetch;
 mod fields;
 mod filter;
@@ -31,12 +33,14 @@ pub mod testing;
 mod view;
 mod visibility;
 
+pub use allowance::{Allowance, Allowances};
 pub use build::{BuildError, Draft, Signer, build_create, build_event, build_template};
 pub use catch_up::{CatchUp, Compared, ExchangeFailure, Looked, Pulled, Task, whom_to_ask};
-pub use change::{Applied, CurrentState, Missing, Outcome, Redaction, RoomError};
+pub use change::{Applied, CurrentState, ExtremityChange, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
 pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};
 pub use create::{CreateRoom, CreateRoomError, create_room};
+pub use extremities::{Author, Extremity};
 pub use fetch::{Fetch, Gap, backoff};
 pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};

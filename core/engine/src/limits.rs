@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::Allowance;
+
 /// Bytes of an event in its federation format as canonical JSON, signatures included, that ruma still accepts
 /// (Client-server API, "Size limits": less than 64 KiB).
 pub const MAX_EVENT_BYTES: usize = 65_535;
@@ -17,8 +19,14 @@ pub const MAX_PREV_EVENTS: usize = 20;
 /// Events that one event may name in `auth_events` (Room version 1, "Event format"). ruma's format check keeps it.
 pub const MAX_AUTH_EVENTS: usize = 10;
 
-/// Forward extremities that an event of ours names. Fewer than allowed, so that the event stays small.
+/// Forward extremities that an event of ours names. Fewer than allowed, so that the event stays small; one that does nothing
+/// but join them names as many as it may.
 pub const OWN_PREV_EVENTS: usize = 10;
+
+/// Forward extremities of one server of which the current state is made, where there are more states than one event could
+/// join ([`MAX_PREV_EVENTS`]). An honest server has one, which its next event builds upon; a few more for one that was
+/// restored from a backup.
+pub const MAX_RESOLVED_OF_ONE_SERVER: usize = 5;
 
 const _: () = assert!(OWN_PREV_EVENTS <= MAX_PREV_EVENTS);
 
@@ -40,7 +48,7 @@ pub const MISSING_EVENTS_PER_REQUEST: usize = 100;
 /// Forward extremities that are told by name. Beyond that only a digest tells them apart, until some are joined.
 pub const MAX_HEADS: usize = 1_000;
 
-/// Forward extremities of a room that are watched one by one, after each event.
+/// Forward extremities of a room that are told, watched or named one by one.
 pub const FEW_HEADS: usize = 50;
 
 /// Rooms of which one message tells the heads.
@@ -93,9 +101,16 @@ pub const MAX_UNREACHED: usize = 100;
 /// costs their resolution.
 pub const MAX_EXTREMITIES: usize = 10;
 
-/// How long many forward extremities stay before they are joined: a member's next message may do that. Up to twice as
-/// long, at random.
+/// How long many forward extremities stay before they are joined: a member's next message may do that. The more there are,
+/// the sooner.
 pub const JOIN_HEADS_AFTER: Duration = Duration::from_secs(20);
+
+/// How much later each connected member joins them than the one before it in the order of names. All at once, they would
+/// make as many new ones; the first ones' joins reach the others meanwhile.
+pub const JOIN_HEADS_TURN: Duration = Duration::from_secs(3);
+
+/// Turns that are waited at the most: by then those before it are idle on purpose.
+pub const MAX_JOIN_HEADS_TURNS: usize = 10;
 
 /// Auth and state events that may be fetched one by one before the whole state is asked for instead.
 pub const MAX_SINGLE_FETCHES: usize = 50;
@@ -117,3 +132,40 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 
 /// Longest wait before a failed request to a server is tried again.
 pub const BACKOFF_LONGEST: Duration = Duration::from_secs(3_600);
+
+/// What a server may send unasked in transactions, in units of an event of up to [`EVENT_UNIT_BYTES`] that builds upon one
+/// other; each further one is a state more to resolve, and counts for one more. That is more than the 5,000
+/// events that a peer's queue keeps for a server that was away, then 50 a second. What is above that waits in its queue, or
+/// is pulled when heads are compared, at this node's own pace.
+pub const ALLOWED_EVENTS: Allowance = Allowance {
+    burst: 10_000,
+    refill: Duration::from_millis(20),
+};
+
+/// Bytes of an event that count as one unit of [`ALLOWED_EVENTS`]. So a server that sends nothing but the largest events
+/// fills 40 MB at once and 200 KB a second.
+pub const EVENT_UNIT_BYTES: usize = 4_096;
+
+/// EDUs that a server may send unasked: more than the 5,000 that a peer's queue keeps, then 20 a second. Typing and receipts
+/// of a busy room are a few a second.
+pub const ALLOWED_EDUS: Allowance = Allowance {
+    burst: 6_000,
+    refill: Duration::from_millis(50),
+};
+
+/// Requests to enter or leave rooms, and invitations, that a server may make: each may cost a signature, a commit and the
+/// telling of a whole state. A person who joins a space enters a hundred rooms with two requests each.
+pub const ALLOWED_HANDSHAKES: Allowance = Allowance {
+    burst: 400,
+    refill: Duration::from_millis(500),
+};
+
+/// Other requests of a server: events, states, keys, profiles, media, and those of catching up. 10,000 missed events cost
+/// some 30.
+pub const ALLOWED_QUERIES: Allowance = Allowance {
+    burst: 2_000,
+    refill: Duration::from_millis(50),
+};
+
+/// Names whose allowances are watched one by one. More than a node has peers.
+pub const MAX_ALLOWED_NAMES: usize = 4_096;

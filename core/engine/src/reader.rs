@@ -12,7 +12,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use crate::Pdu;
+use crate::{Author, Extremity, Pdu};
 
 /// The key of one entry of a room's state: event type and state key.
 pub type StateKey = (StateEventType, String);
@@ -134,6 +134,19 @@ pub trait RoomReader {
 
     /// Ids of the events that nothing held builds upon; new events of ours name them as `prev_events`.
     fn forward_extremities(&self, room: &RoomId) -> Result<Vec<OwnedEventId>, Self::Error>;
+
+    /// [`RoomReader::forward_extremities`] with what is needed to choose among them. All of them are held with their states.
+    /// A store that can read that at once overrides this.
+    fn extremities(&self, room: &RoomId) -> Result<Vec<Extremity>, Self::Error> {
+        let mut extremities = Vec::new();
+        for event in self.forward_extremities(room)? {
+            if let Some(stored) = self.event(&event)? {
+                let (state, author) = (self.state_after(&event)?, Author::of(stored.pdu.sender().server_name()));
+                extremities.push(Extremity { event, state, author });
+            }
+        }
+        Ok(extremities)
+    }
 
     /// Whether an accepted event that is not an outlier names this one in its `prev_events`.
     fn has_successor(&self, id: &EventId) -> Result<bool, Self::Error>;

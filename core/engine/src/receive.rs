@@ -12,12 +12,13 @@ use ruma::{
 };
 
 use crate::{
-    Applied, CheckedPdu, CurrentState, EventStatus, Missing, NewState, Outcome, Pdu, Redaction, RoomError, RoomReader,
-    StateId, StateKey, StateMap, StoredPdu,
+    Applied, Author, CheckedPdu, CurrentState, EventStatus, Extremity, ExtremityChange, Missing, NewState, Outcome,
+    Pdu, Redaction, RoomError, RoomReader, StateId, StateKey, StateMap, StoredPdu,
     auth::{AuthState, auth_keys, implied_create, may_redact, power_levels},
+    extremities::resolved,
     limits::MAX_IMPORT_EVENTS,
     pdu::rules,
-    resolve::{Fork, resolve, resolve_forks},
+    resolve::{Fork, resolve_forks},
     view::{auth_state, entries, entry},
 };
 
@@ -114,7 +115,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         }
         self.check_room(self.checked.made_here)?;
         let (auth, mut missing) = self.auth_events()?;
-        let extremities = self.reader.forward_extremities(self.pdu.room_id())?;
+        let extremities = self.reader.extremities(self.pdu.room_id())?;
         let prev_states = self.prev_states(told, &extremities, &mut missing)?;
         if !missing.is_empty() {
             return Ok(Outcome::Missing(missing));
@@ -215,7 +216,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
     fn prev_states(
         &self,
         told: Option<&[OwnedEventId]>,
-        extremities: &[OwnedEventId],
+        extremities: &[Extremity],
         missing: &mut Missing,
     ) -> Result<PrevStates, RoomError<R::Error>> {
         if let Some(told) = told {
@@ -225,7 +226,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         for prev in self.pdu.prev_events() {
             match self.reader.state_after(prev)? {
                 // An event of another room, whose state would be taken for this one's, is nothing of this room.
-                Some(state) if extremities.contains(prev) || self.is_of_this_room(prev)? => {
+                Some(state) if is_among(extremities, prev) || self.is_of_this_room(prev)? => {
                     states.insert(state);
                 }
                 _ => missing.prev.push(prev.clone()),
@@ -259,7 +260,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
     fn state_before(
         &self,
         states: PrevStates,
-        extremities: &[OwnedEventId],
+        extremities: &[Extremity],
         current: Option<StateId>,
     ) -> Result<NewState, RoomError<R::Error>> {
         let states = match states {
@@ -275,7 +276,8 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         // An event built upon exactly what we would build upon: that resolution has been made already.
         let prev: BTreeSet<&OwnedEventId> = self.pdu.prev_events().iter().collect();
         if let Some(current) = current
-            && prev == extremities.iter().collect()
+            && prev.len() == extremities.len()
+            && extremities.iter().all(|extremity| prev.contains(&extremity.event))
         {
             return Ok(NewState::Same(current));
         }
@@ -375,40 +377,36 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
     fn move_room(
         &self,
         applied: &mut Applied,
-        extremities: &[OwnedEventId],
+        extremities: &[Extremity],
         current: Option<StateId>,
     ) -> Result<(), RoomError<R::Error>> {
         if applied.status != EventStatus::Accepted {
             return Ok(());
         }
         let covered = self.covered(extremities)?;
-        let kept: Vec<OwnedEventId> = extremities
+        let (gone, kept): (Vec<&Extremity>, Vec<&Extremity>) = extremities
             .iter()
-            .filter(|id| !covered.contains(*id))
-            .cloned()
-            .collect();
-        if self.reader.has_successor(self.pdu.event_id())? && !kept.is_empty() {
-            // It comes late, and is built upon already: it is no extremity, and what it builds upon is none any more.
-            if kept.len() < extremities.len() {
-                applied.current_state = self.current_of(&kept, current)?;
-                applied.forward_extremities = Some(kept);
-            }
+            .partition(|extremity| covered.contains(&extremity.event));
+        // One that comes late is built upon already: it is no extremity, and what it builds upon is none any more.
+        let late = !kept.is_empty() && self.reader.has_successor(self.pdu.event_id())?;
+        if late && gone.is_empty() {
             return Ok(());
         }
-        applied.current_state = self.current_after(applied, &kept, extremities, current)?;
-        let mut extremities = kept;
-        extremities.push(self.pdu.event_id().to_owned());
-        applied.forward_extremities = Some(extremities);
+        let new = (!late).then(|| self.as_extremity(applied));
+        let gone = gone.into_iter().map(|extremity| extremity.event.clone()).collect();
+        let after: Vec<&Extremity> = kept.into_iter().chain(&new).collect();
+        applied.current_state = self.current_after(applied, &after, extremities, current)?;
+        applied.forward_extremities = Some(ExtremityChange { gone, added: !late });
         Ok(())
     }
 
     /// The extremities that this event builds upon: directly, or through events that were soft-failed or rejected and
     /// for that reason did not take their place.
-    fn covered(&self, extremities: &[OwnedEventId]) -> Result<BTreeSet<OwnedEventId>, R::Error> {
+    fn covered(&self, extremities: &[Extremity]) -> Result<BTreeSet<OwnedEventId>, R::Error> {
         let mut covered = BTreeSet::new();
         let mut open: Vec<OwnedEventId> = self.pdu.prev_events().to_vec();
         while let Some(id) = open.pop() {
-            if !covered.insert(id.clone()) || extremities.contains(&id) {
+            if !covered.insert(id.clone()) || is_among(extremities, &id) {
                 continue;
             }
             if let Some(stored) = self.reader.event(&id)?
@@ -420,61 +418,63 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         Ok(covered)
     }
 
+    /// This event as an extremity. Its state has an id already only if it changes nothing in one that is stored.
+    fn as_extremity(&self, applied: &Applied) -> Extremity {
+        let state = match (&applied.state_before, &applied.sets) {
+            (Some(NewState::Same(id)), None) => Some(*id),
+            _ => None,
+        };
+        Extremity {
+            event: self.pdu.event_id().to_owned(),
+            state,
+            author: Author::of(self.pdu.sender().server_name()),
+        }
+    }
+
+    /// What the current state becomes when the extremities, `before` this event, are these `after` it.
     fn current_after(
         &self,
         applied: &Applied,
-        kept: &[OwnedEventId],
-        extremities: &[OwnedEventId],
+        after: &[&Extremity],
+        before: &[Extremity],
         current: Option<StateId>,
     ) -> Result<CurrentState, RoomError<R::Error>> {
-        let Some(before) = applied.state_before.as_ref() else {
+        let Some(state_before) = applied.state_before.as_ref() else {
             return Ok(CurrentState::Unchanged);
         };
-        let kept_states = self.states_after(kept)?;
-        if kept_states.is_empty() {
-            let same = applied.sets.is_none() && current.map(NewState::Same).as_ref() == Some(before);
-            return Ok(if same {
-                CurrentState::Unchanged
-            } else {
-                CurrentState::AfterEvent
-            });
-        }
-        if let (NewState::Same(before), None) = (before, &applied.sets) {
-            // A message changes no state, so the same states as before may be left to resolve.
-            let mut states = kept_states.clone();
-            states.insert(*before);
-            if states == self.states_after(extremities)? {
+        let states = states_of(&resolved(after));
+        if let Some(current) = current
+            && states == states_of(&resolved(&before.iter().collect::<Vec<_>>()))
+            && !states.contains(&None)
+        {
+            // The same states are left to resolve. Of one alone, it is that.
+            let same = states.len() > 1 || states.contains(&Some(current));
+            if same {
                 return Ok(CurrentState::Unchanged);
             }
-            if states.len() == 1 {
-                return Ok(CurrentState::AfterEvent);
-            }
         }
-        let mut forks = kept_states
-            .into_iter()
-            .map(|id| Fork::stored(self.reader, id))
-            .collect::<Result<Vec<_>, _>>()?;
-        forks.push(self.fork_after(before, applied.sets.as_ref())?);
+        let own = after.iter().find(|extremity| extremity.event == self.pdu.event_id());
+        if let (1, Some(own)) = (states.len(), own)
+            && states.contains(&own.state)
+        {
+            return Ok(match own.state.is_some() && own.state == current {
+                true => CurrentState::Unchanged,
+                false => CurrentState::AfterEvent,
+            });
+        }
+        let mut forks = Vec::with_capacity(states.len());
+        for state in &states {
+            forks.push(match state {
+                Some(id) => Fork::stored(self.reader, *id)?,
+                None => self.fork_after(state_before, applied.sets.as_ref())?,
+            });
+        }
         let new_event = StoredPdu {
             pdu: self.pdu.clone(),
             status: applied.status,
             outlier: false,
         };
         let resolved = resolve_forks(self.reader, &self.rules, &forks, Some(new_event))?;
-        Ok(match (resolved, current) {
-            (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
-            (resolved, _) => CurrentState::New(resolved),
-        })
-    }
-
-    /// What the current state becomes when these are all extremities.
-    fn current_of(
-        &self,
-        extremities: &[OwnedEventId],
-        current: Option<StateId>,
-    ) -> Result<CurrentState, RoomError<R::Error>> {
-        let states: Vec<StateId> = self.states_after(extremities)?.into_iter().collect();
-        let resolved = resolve(self.reader, self.checked.version(), &states)?;
         Ok(match (resolved, current) {
             (NewState::Same(id), Some(current)) if id == current => CurrentState::Unchanged,
             (resolved, _) => CurrentState::New(resolved),
@@ -494,18 +494,6 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             id,
             entries: map.into(),
         })
-    }
-
-    fn states_after(&self, events: &[OwnedEventId]) -> Result<BTreeSet<StateId>, RoomError<R::Error>> {
-        let mut states = BTreeSet::new();
-        for id in events {
-            states.insert(
-                self.reader
-                    .state_after(id)?
-                    .ok_or_else(|| RoomError::Lost(id.clone()))?,
-            );
-        }
-        Ok(states)
     }
 
     /// Finds which redactions take hold now: the event's own, if it is one and its target is held; and those that
@@ -559,6 +547,15 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         );
         Ok(may_redact(&levels, redaction.sender(), target))
     }
+}
+
+fn is_among(extremities: &[Extremity], id: &EventId) -> bool {
+    extremities.iter().any(|extremity| extremity.event == id)
+}
+
+/// The states after these, each once; none for one that is new.
+fn states_of(extremities: &[&Extremity]) -> BTreeSet<Option<StateId>> {
+    extremities.iter().map(|extremity| extremity.state).collect()
 }
 
 /// What the state before an event comes from.

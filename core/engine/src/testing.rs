@@ -168,8 +168,9 @@ impl MemoryRooms {
                 current: None,
             });
         room.current = current.or(room.current);
-        if let Some(extremities) = &applied.forward_extremities {
-            room.extremities.clone_from(extremities);
+        if let Some(change) = &applied.forward_extremities {
+            room.extremities.retain(|extremity| !change.gone.contains(extremity));
+            room.extremities.extend(change.added.then(|| id.clone()));
         }
         let redaction = rules(&applied.version).unwrap().redaction;
         if let (true, Some(target)) = (applied.withheld, applied.pdu.redacts(&redaction)) {

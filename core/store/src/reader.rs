@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use kith_engine::{RoomReader, StateId, StateKey, StateMap, StoredPdu};
+use kith_engine::{Extremity, RoomReader, StateId, StateKey, StateMap, StoredPdu};
 use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId};
 
 use crate::{ReadTxn, StoreError};
@@ -24,6 +24,10 @@ impl RoomReader for ReadTxn<'_> {
 
     fn forward_extremities(&self, room: &RoomId) -> Result<Vec<OwnedEventId>, StoreError> {
         self.read_forward_extremities(room)
+    }
+
+    fn extremities(&self, room: &RoomId) -> Result<Vec<Extremity>, StoreError> {
+        self.read_extremities(room)
     }
 
     fn has_successor(&self, id: &EventId) -> Result<bool, StoreError> {

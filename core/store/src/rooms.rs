@@ -1,7 +1,9 @@
 //! Rooms as wholes: the one place that saves what an event changes, and the current states, extremities and edges that
 //! this moves. It judges nothing: the engine said what to save.
 
-use kith_engine::{Applied, CurrentState, EventStatus, Pdu, Redaction, StateId, StateKey, rules};
+use kith_engine::{
+    Applied, Author, CurrentState, EventStatus, Extremity, ExtremityChange, Pdu, Redaction, StateId, StateKey, rules,
+};
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, UserId,
     canonical_json::redact_in_place,
@@ -164,6 +166,25 @@ impl ReadTxn<'_> {
         )
     }
 
+    pub(crate) fn read_extremities(&self, room: &RoomId) -> Result<Vec<Extremity>, StoreError> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_id, state_after, name FROM forward_extremities JOIN events USING (event)
+             JOIN users ON users.user = events.sender JOIN servers USING (server)
+             WHERE forward_extremities.room = (SELECT room FROM rooms WHERE room_id = ?) ORDER BY event",
+        )?;
+        let mut rows = statement.query([room.as_str()])?;
+        let mut extremities = Vec::new();
+        while let Some(row) = rows.next()? {
+            let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+            extremities.push(Extremity {
+                event: parse("event id", text(0)?)?,
+                state: row.get::<_, Option<i64>>(1)?.map(StateId),
+                author: Author::named(text(2)?),
+            });
+        }
+        Ok(extremities)
+    }
+
     /// Edges from accepted events are either loose or end in an accepted event, which then is no extremity.
     pub(crate) fn read_has_successor(&self, id: &EventId) -> Result<bool, StoreError> {
         let loose: Option<i64> = self.lookup("SELECT 1 FROM loose_edges WHERE prev = ? LIMIT 1", [id.as_str()])?;
@@ -280,8 +301,8 @@ impl WriteTxn<'_> {
         for redaction in &applied.redactions {
             self.save_redaction(redaction, applied)?;
         }
-        if let Some(extremities) = &applied.forward_extremities {
-            self.save_extremities(room, extremities)?;
+        if let Some(change) = &applied.forward_extremities {
+            self.save_extremities(room, event, change)?;
         }
         let state_changed = self.save_current_state(room, applied, state_after, seq)?;
         Ok(SavedEvent {
@@ -387,26 +408,17 @@ impl WriteTxn<'_> {
         self.redact_event(target.event, &json, by.event)
     }
 
-    fn save_extremities(&self, room: i64, extremities: &[OwnedEventId]) -> Result<(), StoreError> {
-        let mut wanted = Vec::with_capacity(extremities.len());
-        for id in extremities {
-            wanted.push(self.event_no(id)?.ok_or_else(|| missing("forward extremity"))?);
-        }
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT event FROM forward_extremities WHERE room = ?")?;
-        let kept = statement
-            .query_map([room], |row| row.get(0))?
-            .collect::<Result<Vec<i64>, _>>()?;
-        for gone in kept.iter().filter(|event| !wanted.contains(event)) {
+    fn save_extremities(&self, room: i64, event: i64, change: &ExtremityChange) -> Result<(), StoreError> {
+        for gone in &change.gone {
+            let gone = self.event_no(gone)?.ok_or_else(|| missing("forward extremity"))?;
             self.conn()
                 .prepare_cached("DELETE FROM forward_extremities WHERE room = ? AND event = ?")?
                 .execute((room, gone))?;
         }
-        for new in wanted.iter().filter(|event| !kept.contains(event)) {
+        if change.added {
             self.conn()
                 .prepare_cached("INSERT INTO forward_extremities (room, event) VALUES (?, ?)")?
-                .execute((room, new))?;
+                .execute((room, event))?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What is new in rooms, and who must still be told of it. Servers are told by exchanges of heads; nothing is pulled here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
@@ -9,7 +9,8 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 
 use super::CatchUp;
 use crate::limits::{
-    CHECK_AFTER, JOIN_HEADS_AFTER, MAX_EXTREMITIES, MAX_UNREACHED, MAX_WATCHED, TELL_AFTER, TOLD_AT_ONCE,
+    CHECK_AFTER, JOIN_HEADS_AFTER, JOIN_HEADS_TURN, MAX_EXTREMITIES, MAX_JOIN_HEADS_TURNS, MAX_UNREACHED, MAX_WATCHED,
+    TELL_AFTER, TOLD_AT_ONCE,
 };
 
 /// A room as a look found it.
@@ -38,18 +39,17 @@ pub(super) struct Watched {
 }
 
 impl CatchUp {
-    /// A room's heads moved with this event, made here or not; they are `heads` now, if those are few.
+    /// A room's heads moved with this event, made here or not; these are `gone`, as far as they are known.
     pub fn handle_moved(
         &mut self,
         room: &RoomId,
         event: OwnedEventId,
         own: bool,
-        heads: Option<&[OwnedEventId]>,
+        gone: &[OwnedEventId],
         now: Duration,
     ) {
-        if let Some(heads) = heads {
-            self.watched
-                .retain(|id, watched| watched.room != room || heads.contains(id));
+        for id in gone {
+            self.watched.remove(id);
         }
         if self.watched.len() >= MAX_WATCHED {
             self.watched.pop_first();
@@ -104,14 +104,15 @@ impl CatchUp {
 
     /// Takes in what a look found, and has those told who may not know.
     pub fn handle_looked(&mut self, room: &RoomId, looked: &Looked, now: Duration, random: u64) {
+        let here: HashSet<&OwnedEventId> = looked.heads.iter().chain(&looked.unheld).collect();
         self.watched
-            .retain(|id, watched| watched.room != room || looked.heads.contains(id) || looked.unheld.contains(id));
+            .retain(|id, watched| watched.room != room || here.contains(id));
         if !looked.servers.contains(&self.own) {
             self.watched.retain(|_, watched| watched.room != room);
             self.joins.remove(room);
             return;
         }
-        self.note_many_heads(room, looked.heads.len(), now, random);
+        self.note_many_heads(room, looked, now);
         let of_room = self.watched.iter().filter(|(_, watched)| watched.room == room);
         let (mut again, mut untold, mut own) = (None, BTreeSet::new(), false);
         let (mut check, mut check_at) = (BTreeSet::new(), None);
@@ -163,17 +164,20 @@ impl CatchUp {
         }
     }
 
-    /// Has a room's heads joined in a while, if they are many then still: not by all members at once.
-    fn note_many_heads(&mut self, room: &RoomId, heads: usize, now: Duration, random: u64) {
+    /// Has a room's heads joined in a while, if they are many then still: by one connected member after another.
+    fn note_many_heads(&mut self, room: &RoomId, looked: &Looked, now: Duration) {
+        let heads = looked.heads.len();
         if heads <= MAX_EXTREMITIES {
             self.joins.remove(room);
             return;
         }
-        let spread = u64::try_from(JOIN_HEADS_AFTER.as_millis()).unwrap_or(u64::MAX).max(1);
-        let after = JOIN_HEADS_AFTER + Duration::from_millis(random % spread);
+        let before = looked.servers.iter().filter(|server| **server < self.own);
+        let turn = before.filter(|server| self.peers.contains_key(*server)).count();
+        let turn = u32::try_from(turn.min(MAX_JOIN_HEADS_TURNS)).unwrap_or(u32::MAX);
         // The more there are, the sooner: they cost more than the events that join them.
         let hurry = u32::try_from(heads / MAX_EXTREMITIES).unwrap_or(u32::MAX).max(1);
-        self.joins.entry(room.to_owned()).or_insert(now + after / hurry);
+        let due = now + JOIN_HEADS_AFTER / hurry + JOIN_HEADS_TURN.saturating_mul(turn);
+        look_by(&mut self.joins, room, due);
     }
 
     /// Something was made here, and who of the room cannot be told of it: connected members hear that, once for each change.
@@ -204,7 +208,7 @@ impl CatchUp {
     }
 }
 
-/// Has a room looked at then, or sooner if that is due already.
+/// Has something done about a room then, or sooner if that is due already.
 pub(super) fn look_by(looks: &mut BTreeMap<OwnedRoomId, Duration>, room: &RoomId, at: Duration) {
     let due = looks.entry(room.to_owned()).or_insert(at);
     *due = at.min(*due);

@@ -28,6 +28,7 @@ fn room() -> OwnedRoomId {
 struct Node {
     catch_up: CatchUp,
     members: Vec<OwnedServerName>,
+    head: Option<OwnedEventId>,
     now: Duration,
 }
 
@@ -36,6 +37,7 @@ impl Node {
         let mut node = Self {
             catch_up: CatchUp::new(server("b")),
             members: members.iter().map(|name| server(name)).collect(),
+            head: None,
             now: Duration::from_secs(1_000),
         };
         for peer in connected {
@@ -47,9 +49,9 @@ impl Node {
     }
 
     fn moved(&mut self, id: &str, own: bool) {
-        let heads = [event(id)];
-        self.catch_up
-            .handle_moved(&room(), event(id), own, Some(&heads), self.now);
+        let gone = self.head.replace(event(id));
+        let gone: Vec<OwnedEventId> = gone.into_iter().collect();
+        self.catch_up.handle_moved(&room(), event(id), own, &gone, self.now);
     }
 
     /// Lets time pass; does all that is due, with these heads, and returns who was asked for heads.

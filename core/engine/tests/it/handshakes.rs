@@ -3,6 +3,7 @@
 use kith_engine::{
     CheckedPdu, EventStatus, Expected, HandshakeError, ImportError, JoinGrant, NewState, Outcome, RoomReader, RoomView,
     accept_invite, build_event, build_on_template, check_membership, check_pdu, import_room, join_grant,
+    limits::MAX_IMPORT_EVENTS,
     membership_template, oldest_first, prune_stripped_state, receive, receive_history, stripped_state, take_signature,
     testing::{MemoryRooms, TestServer, any_key, at},
 };
@@ -531,10 +532,27 @@ fn a_gap_can_be_leapt_with_a_state_that_another_server_tells() {
         .unwrap();
     assert_eq!(applied.status, EventStatus::Accepted);
     assert_eq!(applied.state_before, Some(NewState::Full(told)));
-    assert_eq!(
-        applied.forward_extremities,
-        Some(vec![old_tip, event.event_id().to_owned()])
-    );
     behind.save(&applied);
+    assert_eq!(
+        behind.forward_extremities(&scene.room).unwrap(),
+        [old_tip, event.event_id().to_owned()]
+    );
     assert_eq!(behind.state_of(&scene.room), scene.state());
+}
+
+/// A room whose state is larger than can be taken in is not entered, and nothing of it is looked at.
+#[test]
+fn a_room_that_is_too_large_is_not_entered() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["charlie"]);
+    let (join, _) = join(&mut scene, &RoomVersionId::V12).unwrap();
+    let (state, chain) = told(&scene, &join);
+    let rooms = MemoryRooms::default();
+    let many = state
+        .iter()
+        .cycle()
+        .take(MAX_IMPORT_EVENTS)
+        .cloned()
+        .collect::<Vec<_>>();
+    let refused = import_room(&rooms, &many, &chain, &join);
+    assert!(matches!(refused, Err(ImportError::TooMany(count)) if count == MAX_IMPORT_EVENTS + chain.len()));
 }

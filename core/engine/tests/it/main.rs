@@ -5,6 +5,7 @@
 mod catch_up;
 mod checks;
 mod convergence;
+mod forks;
 mod handshakes;
 mod oracle;
 mod redactions;

@@ -1,6 +1,6 @@
 //! Redactions: which take hold, when, and which are never shown.
 
-use kith_engine::{BuildError, Draft, EventStatus, Redaction, testing::at};
+use kith_engine::{BuildError, Draft, EventStatus, ExtremityChange, Redaction, testing::at};
 use ruma::{OwnedEventId, RoomVersionId};
 use serde_json::json;
 
@@ -75,7 +75,11 @@ fn redactions_that_do_not_apply_are_withheld() {
         assert_eq!(applied.status, EventStatus::Accepted);
         assert!(applied.withheld && !applied.is_shown());
         assert_eq!(applied.redactions, []);
-        assert_eq!(applied.forward_extremities, Some(vec![redaction.event_id().to_owned()]));
+        let change = ExtremityChange {
+            gone: vec![said],
+            added: true,
+        };
+        assert_eq!(applied.forward_extremities, Some(change));
     }
 }
 

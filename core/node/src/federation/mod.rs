@@ -13,12 +13,18 @@ mod transactions;
 mod user_keys;
 mod version;
 
-use axum::{Extension, Router};
+use axum::{
+    Extension, Router,
+    extract::Request,
+    middleware::{self, Next},
+    response::IntoResponse,
+};
 use ruma::OwnedServerName;
 
 use crate::{
     Homeserver,
     client_api::{BodyLimit, unrecognized, wrong_method},
+    homeserver::Work,
 };
 
 /// Bytes of a request body that another node may send: 50 PDUs of 64 KiB, 100 EDUs, and room to spare.
@@ -30,18 +36,38 @@ pub struct Peer(pub OwnedServerName);
 
 /// The routes that other nodes reach.
 pub fn router(homeserver: Homeserver) -> Router {
-    let router = version::routes(Router::new().fallback(unrecognized));
-    let router = keys::routes(router);
-    let router = transactions::routes(router);
-    let router = events::routes(router);
-    let router = catch_up::routes(router);
-    let router = profile::routes(router);
-    let router = user_keys::routes(router);
-    let router = media::routes(router);
-    let router = membership::routes(router);
-    let router = directory::routes(router);
-    router
+    let queries = version::routes(Router::new());
+    let queries = keys::routes(queries);
+    let queries = events::routes(queries);
+    let queries = catch_up::routes(queries);
+    let queries = profile::routes(queries);
+    let queries = user_keys::routes(queries);
+    let queries = media::routes(queries);
+    let queries = directory::routes(queries);
+    let queries = within_allowance(queries, &homeserver, Work::Queries);
+    let handshakes = within_allowance(membership::routes(Router::new()), &homeserver, Work::Handshakes);
+    // What a transaction costs shows when it is read: its handler sees to that.
+    transactions::routes(Router::new().fallback(unrecognized))
+        .merge(queries)
+        .merge(handshakes)
         .method_not_allowed_fallback(wrong_method)
         .layer(Extension(BodyLimit(MAX_BODY_BYTES)))
         .with_state(homeserver)
+}
+
+/// Has each request to these routes count for one unit of a kind of work.
+fn within_allowance(routes: Router<Homeserver>, homeserver: &Homeserver, work: Work) -> Router<Homeserver> {
+    let admission = homeserver.admission.clone();
+    let admit = move |request: Request, next: Next| {
+        let peer = request.extensions().get::<Peer>();
+        // Whoever has not said hello is refused further on.
+        let admitted = peer.map_or(Ok(()), |Peer(server)| admission.take(server, work, 1));
+        async move {
+            match admitted {
+                Ok(()) => next.run(request).await,
+                Err(error) => error.into_response(),
+            }
+        }
+    };
+    routes.route_layer(middleware::from_fn(admit))
 }

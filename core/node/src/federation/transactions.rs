@@ -46,6 +46,8 @@ async fn send_transaction_message(
         Ok(transaction) => transaction,
         Err(answered) => return Ok(respond(answered)),
     };
+    hs.admission
+        .take_transaction(&peer, &request.pdus, request.edus.len())?;
     let only_pdus = request.edus.is_empty();
     let received = hs.incoming.handle_pdus(&transaction, request.pdus, only_pdus).await?;
     for pdu in &received.outside {

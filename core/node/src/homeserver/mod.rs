@@ -4,6 +4,7 @@ mod account_data;
 #[cfg(test)]
 mod account_data_tests;
 pub mod accounts;
+mod admission;
 mod archive;
 pub mod catch_up;
 mod context;
@@ -34,6 +35,7 @@ mod verify;
 
 pub use account_data::AccountData;
 pub use accounts::{Accounts, Session};
+pub use admission::{Admission, Work};
 pub use archive::Archive;
 pub use catch_up::{CatchUp, News};
 pub use context::Context;
@@ -71,6 +73,8 @@ pub struct Homeserver {
 pub struct Services {
     /// What every service stands on.
     pub context: Context,
+    /// How much work other servers may make.
+    pub admission: Admission,
     /// The counter of typing and presence.
     pub passing: Passing,
     /// What waits for other servers.
@@ -164,6 +168,7 @@ impl Homeserver {
         Self {
             services: Arc::new(Services {
                 context,
+                admission: Admission::new(),
                 passing,
                 outbox,
                 server_keys,

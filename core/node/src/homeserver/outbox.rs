@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use kith_engine::backoff;
+use kith_engine::{
+    backoff,
+    limits::{BACKOFF_FIRST, BACKOFF_LONGEST},
+};
 use kith_store::{BatchLimits, OutboxBatch};
 use rand::RngCore;
 use ruma::{
@@ -32,7 +35,7 @@ use crate::{
     Error,
     federation::client,
     homeserver::{Context, News},
-    network::PeerEvent,
+    network::{NetworkError, PeerEvent},
 };
 
 /// What one transaction may hold. Server-server API, "Transactions": 50 PDUs and 100 EDUs.
@@ -44,6 +47,9 @@ const LIMITS: BatchLimits = BatchLimits {
 
 /// Passing news kept in memory for one server; the oldest make room.
 const MAX_PASSING: usize = LIMITS.edus;
+
+/// Failures that count of a server that answers 503: its backoff ends at two minutes.
+const MAX_FAILURES_OF_THE_BUSY: u32 = 6;
 
 /// The service. Cheap to clone; [`Outbox::shutdown`], or dropping the last handle, ends its tasks.
 #[derive(Clone)]
@@ -295,6 +301,23 @@ impl Shared {
         })
     }
 
+    /// Waits before the next attempt after an error. A server that says for how long it wants to be left alone is there:
+    /// that is no failure. One that cannot take anything now, as when its disk is full, is not left alone for long: nothing
+    /// but the next attempt shows that it can again.
+    async fn wait_after(&self, error: &Error, destination: &Destination, failures: &mut u32) {
+        let asked = match error {
+            Error::Network(error) => error.retry_after(),
+            _ => None,
+        };
+        if let Some(wait) = asked {
+            return tokio::time::sleep(wait.clamp(BACKOFF_FIRST / 10, BACKOFF_LONGEST)).await;
+        }
+        if matches!(error, Error::Network(NetworkError::Refused { status: 503, .. })) {
+            *failures = (*failures).min(MAX_FAILURES_OF_THE_BUSY);
+        }
+        self.wait(destination, failures).await;
+    }
+
     /// Waits before the next attempt, or until the server is seen, which forgives its failures.
     async fn wait(&self, destination: &Destination, failures: &mut u32) {
         *failures += 1;
@@ -365,7 +388,7 @@ async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<De
                     pending = None;
                     continue;
                 }
-                shared.wait(&destination, &mut failures).await;
+                shared.wait_after(&error, &destination, &mut failures).await;
             }
         }
     }

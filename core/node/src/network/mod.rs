@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
+use ruma::{
+    OwnedServerName, ServerName,
+    api::error::{ErrorKind, RetryAfter},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -41,6 +44,26 @@ pub enum NetworkError {
         /// Its message.
         message: String,
     },
+}
+
+impl NetworkError {
+    /// Whether the node answered and meant it: asking it again would bring the same. False for silence, for a node that is
+    /// busy or in trouble, and for garbage.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if (400..500).contains(status) && *status != 429)
+    }
+
+    /// How long the node asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let Self::Refused { kind, .. } = self else { return None };
+        match &**kind {
+            ErrorKind::LimitExceeded(data) => match data.retry_after {
+                Some(RetryAfter::Delay(wait)) => Some(wait),
+                _ => Some(Duration::ZERO),
+            },
+            _ => None,
+        }
+    }
 }
 
 /// How much one request may cost.

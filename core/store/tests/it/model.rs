@@ -95,8 +95,10 @@ impl Model {
                 target.redacted_by.get_or_insert(redaction.by.clone());
             }
         }
-        if let Some(extremities) = &applied.forward_extremities {
-            self.extremities.clone_from(extremities);
+        if let Some(change) = &applied.forward_extremities {
+            self.extremities.retain(|extremity| !change.gone.contains(extremity));
+            self.extremities
+                .extend(change.added.then(|| applied.event_id().to_owned()));
         }
         match &applied.current_state {
             CurrentState::Unchanged => {}

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kith_engine::{
-    Applied, CurrentState, EventStatus, NewState, Pdu, Redaction, RoomReader, StateId, StateKey, StateMap,
+    Applied, CurrentState, EventStatus, ExtremityChange, NewState, Pdu, Redaction, RoomReader, StateId, StateKey,
+    StateMap,
 };
 use kith_store::{Direction, ReadTxn, Seq, Store, StoreConfig, StoreError};
 use proptest::prelude::*;
@@ -163,12 +164,10 @@ impl Plan {
         let in_graph = self.status == EventStatus::Accepted && !self.outlier;
         let mut extremities = None;
         if in_graph && !self.history {
-            let mut now = reader.forward_extremities(&room)?;
-            now.retain(|id| !self.pdu.prev_events().contains(id));
-            if !reader.has_successor(self.pdu.event_id())? {
-                now.push(self.pdu.event_id().to_owned());
-            }
-            extremities = Some(now);
+            let mut gone = reader.forward_extremities(&room)?;
+            gone.retain(|id| self.pdu.prev_events().contains(id));
+            let added = !reader.has_successor(self.pdu.event_id())?;
+            extremities = Some(ExtremityChange { gone, added });
         }
         let current_state = match self.keep {
             Some(keep) => CurrentState::New(NewState::Full(self.mixture(reader, keep)?)),

@@ -42,8 +42,8 @@ pub(super) struct Moved {
     pub(super) event: OwnedEventId,
     /// Whose it is.
     pub(super) author: OwnedServerName,
-    /// The heads since then, if they are few.
-    pub(super) heads: Option<Vec<OwnedEventId>>,
+    /// Heads that are none any more, as far as there is room: what is left out is found when the room is looked at.
+    pub(super) gone: Vec<OwnedEventId>,
 }
 
 /// An event that could not be kept yet.
@@ -58,15 +58,20 @@ pub(super) struct Unconnected {
 impl News {
     /// An event is about to be kept. That it is not in the end does no harm.
     pub(crate) fn note_kept(&self, applied: &Applied) {
-        let Some(heads) = &applied.forward_extremities else {
+        let Some(change) = &applied.forward_extremities else {
             return;
         };
+        let mut waiting = self.lock();
+        let before = waiting.moved.remove(applied.pdu.room_id());
+        let mut gone = before.map(|before| before.gone).unwrap_or_default();
+        gone.extend(change.gone.iter().take(FEW_HEADS.saturating_sub(gone.len())).cloned());
         let moved = Moved {
             event: applied.event_id().to_owned(),
             author: applied.pdu.sender().server_name().to_owned(),
-            heads: (heads.len() <= FEW_HEADS).then(|| heads.clone()),
+            gone,
         };
-        self.lock().moved.insert(applied.pdu.room_id().to_owned(), moved);
+        waiting.moved.insert(applied.pdu.room_id().to_owned(), moved);
+        drop(waiting);
         self.inner.arrived.notify_one();
     }
 

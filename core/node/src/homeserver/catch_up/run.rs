@@ -15,11 +15,7 @@ use tokio::{
 };
 
 use super::{Shared, heads::Unreached};
-use crate::{
-    Error,
-    homeserver::tasks::Tasks,
-    network::{NetworkError, PeerEvent},
-};
+use crate::{Error, homeserver::tasks::Tasks, network::PeerEvent};
 
 /// Runs until the service ends.
 pub(super) async fn run(shared: Arc<Shared>, tasks: Tasks, mut events: Receiver<PeerEvent>) {
@@ -109,7 +105,7 @@ impl Shared {
         let mut decisions = self.decisions();
         for (room, moved) in news.moved {
             let own = self.ctx.is_self(&moved.author);
-            decisions.handle_moved(&room, moved.event, own, moved.heads.as_deref(), now);
+            decisions.handle_moved(&room, moved.event, own, &moved.gone, now);
         }
         for (event, server, author) in news.holders {
             decisions.handle_holder(&event, &server, author);
@@ -188,7 +184,7 @@ impl Shared {
         let outcome = outcome.unwrap_or_else(|error| {
             tracing::debug!(%room, ?server, %error, "what a room lacks could not be pulled");
             match error {
-                Error::Network(NetworkError::Refused { .. }) => Pulled::Lacking,
+                Error::Network(error) if error.is_final() => Pulled::Lacking,
                 _ => Pulled::Unanswered,
             }
         });

@@ -16,12 +16,7 @@ use super::{
     gap::{Attempt, keep_live},
     unconnected::Unconnected,
 };
-use crate::{
-    Error,
-    federation::catch_up::api::pull,
-    homeserver::rooms::state::find_room,
-    network::{Limits, NetworkError},
-};
+use crate::{Error, federation::catch_up::api::pull, homeserver::rooms::state::find_room, network::Limits};
 
 /// What an answer with pulled events may cost.
 const PULL: Limits = Limits {
@@ -86,7 +81,7 @@ impl Incoming {
         match self.run_pull(asked.only(from), missing, pull).await {
             Ok(Pulled::Done) => Ok(Past::Held),
             Ok(_) => Ok(Past::Later),
-            Err(Error::Network(NetworkError::Refused { .. })) => Ok(Past::Foreign),
+            Err(Error::Network(error)) if error.is_final() => Ok(Past::Foreign),
             Err(Error::Network(error)) => {
                 tracing::debug!(%from, %error, "a server sent an event, but not what comes before it");
                 Ok(Past::Later)

@@ -10,15 +10,22 @@ use crate::Error;
 const MAX_TRIED: usize = 5;
 
 impl Rooms {
-    /// Joins a room's forward extremities, or as many as one event can, if they are too many still. 403 `M_FORBIDDEN` if no
-    /// local user may speak there.
+    /// Joins a room's forward extremities until they are few, if they are too many still. 403 `M_FORBIDDEN` if no local user
+    /// may speak there.
     pub async fn join_heads(&self, room: &RoomId) -> Result<(), Error> {
+        while self.join_some_heads(room).await? > MAX_EXTREMITIES {}
+        Ok(())
+    }
+
+    /// Joins as many as one event can, if they are too many. Returns how many there are then.
+    async fn join_some_heads(&self, room: &RoomId) -> Result<usize, Error> {
         let room = room.to_owned();
         self.commit(move |commit| {
-            if commit.txn.forward_extremities(&room)?.len() <= MAX_EXTREMITIES {
-                return Ok(());
+            let heads = commit.txn.forward_extremities(&room)?.len();
+            if heads <= MAX_EXTREMITIES {
+                return Ok(heads);
             }
-            let mut refused = Ok(());
+            let mut refused = Ok(heads);
             for sender in self_members(commit, &room)? {
                 let draft = Draft {
                     kind: JOINS_HEADS.into(),
@@ -28,7 +35,7 @@ impl Rooms {
                     redacts: None,
                 };
                 match commit.make(&room, &draft) {
-                    Ok(_) => return Ok(()),
+                    Ok(joined) => return Ok(heads + 1 - joined.prev_events().len()),
                     Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
                     Err(error) => refused = Err(error),
                 }
