@@ -76,7 +76,8 @@ pub enum OpenError {
 /// Why a read or a write failed. A failed write changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk is full; reading goes on, and writing works again once there is room.
+    /// The disk takes nothing more: it is full, a quota is used up, or it fails. Reading goes on, and writing works again once
+    /// that is mended.
     #[error("the disk is full")]
     Full,
     /// SQLite refused.
@@ -111,12 +112,21 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// Whether an error says that the disk is full.
+/// SQLite tells only `ENOSPC` apart: a quota that is used up (`EDQUOT`) looks to it like any write that fails. The last one is
+/// of the log's index, which could not be made longer.
+const WRITES_REFUSED: [i32; 5] = [
+    ffi::SQLITE_IOERR_WRITE,
+    ffi::SQLITE_IOERR_FSYNC,
+    ffi::SQLITE_IOERR_DIR_FSYNC,
+    ffi::SQLITE_IOERR_TRUNCATE,
+    ffi::SQLITE_IOERR_SHMSIZE,
+];
+
+/// Whether an error says that the disk takes nothing more.
 pub(crate) fn is_full(error: &rusqlite::Error) -> bool {
     match error {
         rusqlite::Error::SqliteFailure(failure, _) => {
-            // The log's index could not be made longer.
-            failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+            failure.code == ErrorCode::DiskFull || WRITES_REFUSED.contains(&failure.extended_code)
         }
         _ => false,
     }
@@ -131,7 +141,9 @@ mod tests {
         let cases = [
             (ffi::SQLITE_FULL, true),
             (ffi::SQLITE_IOERR_SHMSIZE, true),
-            (ffi::SQLITE_IOERR_WRITE, false),
+            (ffi::SQLITE_IOERR_WRITE, true),
+            (ffi::SQLITE_IOERR_FSYNC, true),
+            (ffi::SQLITE_IOERR_READ, false),
             (ffi::SQLITE_CORRUPT, false),
         ];
         for (code, expected) in cases {

@@ -204,7 +204,7 @@ impl Writer {
         if !is_full(error) {
             tracing::error!(%error, jobs, "a commit failed; its jobs are undone");
         } else if !std::mem::replace(&mut self.full, true) {
-            tracing::error!("the disk is full; reading goes on, and writing once there is room");
+            tracing::error!(%error, "the disk takes nothing more; reading goes on, and writing once there is room");
         }
     }
 
