@@ -48,10 +48,10 @@ struct WiresInner {
     log: Vec<(OwnedServerName, OwnedServerName, Method, String)>,
     /// Answers held back, by part of the request's path.
     held: Vec<(String, Arc<Semaphore>)>,
-    /// Answers that lie, by part of the request's path.
-    lies: Vec<(String, Lie)>,
-    /// Requests that never arrive, by part of their path.
-    lost: Vec<String>,
+    /// Answers that lie: of one node or of any, by part of the request's path.
+    lies: Vec<(Option<OwnedServerName>, String, Lie)>,
+    /// Requests that are never answered: to one node or to any, by part of their path.
+    lost: Vec<(Option<OwnedServerName>, String)>,
 }
 
 /// Turns a true JSON answer into another one.
@@ -154,13 +154,37 @@ impl Wires {
     /// From now on changes the JSON answers to requests whose path holds `part`, in place of earlier lies about it.
     pub(crate) fn lie(&self, part: &str, lie: impl Fn(&mut Value) + Send + Sync + 'static) {
         let mut inner = self.lock();
-        inner.lies.retain(|(held, _)| held != part);
-        inner.lies.push((part.to_owned(), Arc::new(lie)));
+        inner.lies.retain(|(of, held, _)| of.is_some() || held != part);
+        inner.lies.push((None, part.to_owned(), Arc::new(lie)));
+    }
+
+    /// [`Wires::lie`] for the answers of one node only.
+    pub(crate) fn lie_of(&self, of: &ServerName, part: &str, lie: impl Fn(&mut Value) + Send + Sync + 'static) {
+        let mut inner = self.lock();
+        inner
+            .lies
+            .retain(|(held_of, held, _)| held_of.as_deref() != Some(of) || held != part);
+        inner.lies.push((Some(of.to_owned()), part.to_owned(), Arc::new(lie)));
     }
 
     /// From now on requests whose path holds `part` never arrive.
     pub(crate) fn lose(&self, part: &str) {
-        self.lock().lost.push(part.to_owned());
+        self.lock().lost.push((None, part.to_owned()));
+    }
+
+    /// From now on one node never answers requests whose path holds `part`. They count as requests that arrived.
+    pub(crate) fn silence(&self, node: &ServerName, part: &str) {
+        self.lock().lost.push((Some(node.to_owned()), part.to_owned()));
+    }
+
+    /// How many requests whose path holds `part` arrived at one node so far.
+    pub(crate) fn requests_to(&self, node: &ServerName, part: &str) -> usize {
+        let inner = self.lock();
+        let of_it = inner
+            .log
+            .iter()
+            .filter(|(_, to, _, path)| to == node && path.contains(part));
+        of_it.count()
     }
 
     /// From now on all requests arrive again.
@@ -213,6 +237,11 @@ impl Wires {
     }
 }
 
+/// Whether a request to a node is one of those that are spoken of.
+fn is_about(of: Option<&OwnedServerName>, part: &str, to: &ServerName, path: &str) -> bool {
+    of.is_none_or(|of| *of == *to) && path.contains(part)
+}
+
 /// One node's end of the [`Wires`].
 pub(super) struct MemoryNetwork {
     pub(super) me: OwnedServerName,
@@ -234,14 +263,25 @@ impl Network for MemoryNetwork {
                 return Err(NetworkError::Unreachable(to.to_owned()));
             }
             let path = request.uri().path().to_owned();
-            if inner.lost.iter().any(|part| path.contains(part)) {
+            let method = request.method().clone();
+            let lost = inner
+                .lost
+                .iter()
+                .find(|(of, part)| is_about(of.as_ref(), part, to, &path));
+            if let Some((of, _)) = lost {
+                if of.is_some() {
+                    inner.log.push((self.me.clone(), to.to_owned(), method, path));
+                    self.wires.1.send_replace(());
+                }
                 return Err(NetworkError::TimedOut(to.to_owned()));
             }
-            let method = request.method().clone();
             let held = inner.held.iter().find(|(part, _)| path.contains(part));
             let held = held.map(|(_, gate)| Arc::clone(gate));
-            let lie = inner.lies.iter().find(|(part, _)| path.contains(part));
-            let lie = lie.map(|(_, lie)| Arc::clone(lie));
+            let lie = inner
+                .lies
+                .iter()
+                .find(|(of, part, _)| is_about(of.as_ref(), part, to, &path));
+            let lie = lie.map(|(_, _, lie)| Arc::clone(lie));
             inner.log.push((self.me.clone(), to.to_owned(), method, path));
             self.wires.1.send_replace(());
             (inner.nodes.get(to).and_then(|end| end.router.clone()), held, lie)

@@ -1,173 +1,17 @@
 //! Members that do on purpose what nobody does by accident. Honest members stay equal, and what it costs them is bounded.
 
-use http::{Method, StatusCode};
-use kith_engine::{RoomReader, json::parse_object, rules};
-use ruma::{
-    CanonicalJsonValue, OwnedRoomId,
-    events::StateEventType,
-    signatures::{hash_and_sign_event, reference_hash},
-};
+use kith_engine::RoomReader;
+use ruma::{OwnedRoomId, events::StateEventType};
 use serde_json::{Value, json};
 
+use super::mallory::{Mallory, heads, until_same, with_mallory, with_mallory_in};
 use crate::{
     Error,
     testing::{
-        Client, Cluster, Node, escape,
-        rooms::{common_room, eventually, say, texts, until_alike, until_text},
+        escape,
+        rooms::{eventually, join, say, texts, until_text},
     },
 };
-
-/// A hostile member of a room: it signs whatever it likes, and sends it to whom it likes.
-struct Mallory<'a> {
-    node: &'a Node,
-    client: &'a Client,
-    room: &'a OwnedRoomId,
-}
-
-impl<'a> Mallory<'a> {
-    fn new(node: &'a Node, client: &'a Client, room: &'a OwnedRoomId) -> Self {
-        Self { node, client, room }
-    }
-
-    /// What every event of this member holds, as its own node sees the room.
-    async fn base(&self) -> Value {
-        let (room, user) = (self.room.clone(), self.client.user_id.clone());
-        let read = self.node.hs.context.store.read(move |txn| {
-            let state = |kind: StateEventType, key: &str| -> Result<Value, Error> {
-                let event = txn.current_state_event(&room, &kind, key)?.unwrap();
-                Ok(json!(event.event_id()))
-            };
-            Ok::<_, Error>(json!({
-                "room_id": room,
-                "sender": user,
-                "type": "m.room.message",
-                "content": {"msgtype": "m.text", "body": "evil"},
-                "origin_server_ts": 1_700_000_000_000_u64,
-                "depth": txn.head_depth(&room)? + 1,
-                "prev_events": txn.forward_extremities(&room)?,
-                "auth_events": [
-                    state(StateEventType::RoomPowerLevels, "")?,
-                    state(StateEventType::RoomMember, &user)?,
-                ],
-            }))
-        });
-        read.await.unwrap()
-    }
-
-    /// Signs an event; returns its id and what is sent.
-    fn sign(&self, event: &Value) -> (String, Value) {
-        let mut object = parse_object(&event.to_string()).unwrap();
-        let rules = rules(&ruma::RoomVersionId::V12).unwrap();
-        let context = &self.node.hs.context;
-        hash_and_sign_event(
-            context.server_name.as_str(),
-            &*context.node_key,
-            &mut object,
-            &rules.redaction,
-        )
-        .unwrap();
-        let id = format!("${}", reference_hash(&object, &rules).unwrap());
-        let json = serde_json::to_string(&CanonicalJsonValue::Object(object)).unwrap();
-        (id, serde_json::from_str(&json).unwrap())
-    }
-
-    /// `base` with other fields, signed.
-    fn forge(&self, base: &Value, fields: Value) -> (String, Value) {
-        let mut event = base.clone();
-        for (name, value) in fields.as_object().unwrap() {
-            event[name] = value.clone();
-        }
-        self.sign(&event)
-    }
-
-    async fn send(&self, to: &Node, txn: &str, pdus: &[Value]) -> Value {
-        for (number, chunk) in pdus.chunks(50).enumerate() {
-            let path = format!("/_matrix/federation/v1/send/{txn}-{number}");
-            let body = json!({"origin": self.node.name, "origin_server_ts": 1, "pdus": chunk});
-            let (status, answer) = self.node.ask(to, Method::PUT, &path, body).await;
-            assert_eq!(status, StatusCode::OK, "{answer}");
-            if pdus.len() <= 50 {
-                return answer["pdus"].clone();
-            }
-        }
-        Value::Null
-    }
-}
-
-/// Has every node show the same heads and the same state.
-async fn until_same(nodes: &[&Node], room: &OwnedRoomId) {
-    until_alike(nodes, room).await;
-    let mut states = Vec::new();
-    for node in nodes {
-        let room = room.clone();
-        let read = node.hs.context.store.read(move |txn| {
-            let state = txn.current_state(&room)?.unwrap();
-            txn.full_state(state)
-        });
-        states.push(read.await.unwrap());
-    }
-    assert!(states.windows(2).all(|pair| pair[0] == pair[1]));
-}
-
-async fn heads(node: &Node, room: &OwnedRoomId) -> usize {
-    let room = room.clone();
-    let read = node.hs.context.store.read(move |txn| txn.forward_extremities(&room));
-    read.await.unwrap().len()
-}
-
-/// Two honest nodes and a hostile one, which is silent but for what it sends by hand.
-async fn with_mallory() -> (Cluster, OwnedRoomId, Vec<Client>) {
-    let cluster = Cluster::start(3).await;
-    let (room, clients) = common_room(&cluster).await;
-    cluster[2].hs.catch_up.shutdown().await;
-    cluster[2].hs.outbox.shutdown().await;
-    (cluster, room, clients)
-}
-
-#[tokio::test]
-async fn forks_told_to_some_and_not_to_others_meet_and_are_joined() {
-    let (cluster, room, clients) = with_mallory().await;
-    let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
-    let mallory = Mallory::new(evil, &clients[2], &room);
-    let base = mallory.base().await;
-    let forks: Vec<Value> = (0..80)
-        .map(|number| {
-            mallory
-                .forge(&base, json!({"content": {"body": format!("fork {number}")}}))
-                .1
-        })
-        .collect();
-    // Whom a member tells what: the two never see the same from it.
-    mallory.send(a, "odd", &forks[..40]).await;
-    mallory.send(b, "even", &forks[40..]).await;
-    evil.go_down();
-    until_same(&[a, b], &room).await;
-    assert_eq!(heads(a, &room).await, 80);
-    // Either joins them when it has waited long enough; clients see nothing of it.
-    while heads(a, &room).await > kith_engine::limits::MAX_EXTREMITIES {
-        a.hs.rooms.join_heads(&room).await.unwrap();
-    }
-    until_same(&[a, b], &room).await;
-    let path = format!(
-        "/_matrix/client/v3/rooms/{}/messages?dir=b&limit=200",
-        escape(room.as_str())
-    );
-    for client in &clients[..2] {
-        let page = client.get_ok(&path).await;
-        let of_kind = |kind: &str| {
-            page["chunk"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|event| event["type"] == kind)
-                .count()
-        };
-        assert_eq!((of_kind("m.room.message"), of_kind("org.matrix.dummy_event")), (80, 0));
-    }
-    let joined = heads(a, &room).await;
-    a.hs.rooms.join_heads(&room).await.unwrap();
-    assert_eq!(heads(a, &room).await, joined, "few heads are left alone");
-}
 
 #[tokio::test]
 async fn times_and_depths_that_are_lies_part_nobody() {
@@ -316,4 +160,245 @@ async fn much_state_at_once_is_borne() {
     until_same(&[a, b], &room).await;
     let seen = eventually(b, move |txn| Ok(Some(texts(txn, &room)?)));
     assert_eq!(seen.await, ["above it all"]);
+}
+
+/// What a liar sends to one is not what it sends to the other, and it stays connected and says no more.
+#[tokio::test]
+async fn two_stories_told_by_one_who_stays_become_one() {
+    let (cluster, room, clients) = with_mallory().await;
+    let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
+    let mallory = Mallory::new(evil, &clients[2], &room);
+    let base = mallory.own_base().await;
+    let (to_a, to_b) = (
+        mallory.renamed(&base, "a's friend").1,
+        mallory.renamed(&base, "b's friend").1,
+    );
+    mallory.send(a, "one", &[to_a]).await;
+    mallory.send(b, "other", &[to_b]).await;
+    // Nobody says anything: what members ask each other all the same must do.
+    until_same(&[a, b], &room).await;
+    assert_eq!(heads(a, &room).await, 2);
+}
+
+/// Nobody but a liar has what comes before its events, and it tells each honest member another state.
+#[tokio::test]
+async fn two_answers_about_a_state_part_nobody_for_long() {
+    let (cluster, room, clients) = with_mallory().await;
+    let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
+    let mallory = Mallory::new(evil, &clients[2], &room);
+    let base = mallory.base().await;
+    let topic = format!("/_matrix/client/v3/rooms/{}/state/m.room.topic/", escape(room.as_str()));
+    clients[0].put_ok(&topic, json!({"topic": "true"})).await;
+    until_same(&[a, b, evil], &room).await;
+    let nowhere = format!("${}", "n".repeat(43));
+    let (id, orphan) = mallory.forge(&base, json!({"prev_events": [nowhere], "depth": 50}));
+    // The liar's node answers for an event that it does not hold, with all but one event of the state each time.
+    let member = |number: usize| clients[number].user_id.clone();
+    let mut states = Vec::new();
+    for left_out in [("m.room.topic", String::new()), ("m.room.member", member(1))] {
+        let wanted = room.clone();
+        let read = evil.hs.context.store.read(move |txn| {
+            let state = txn.full_state(txn.current_state(&wanted)?.unwrap())?;
+            let told = state
+                .iter()
+                .filter(|(key, _)| (key.0.to_string().as_str(), &key.1) != (left_out.0, &left_out.1));
+            let told: Vec<Value> = told.map(|(_, id)| json!(id)).collect();
+            Ok::<_, Error>(told)
+        });
+        states.push(read.await.unwrap());
+    }
+    let told = std::sync::Mutex::new(states.into_iter().cycle());
+    cluster.wires.lie_of(&evil.name, "/state_ids/", move |answer| {
+        *answer = json!({"pdu_ids": told.lock().unwrap().next(), "auth_chain_ids": []});
+    });
+    cluster.wires.lie_of(&evil.name, "/org.kith/", |answer| {
+        *answer = json!({"errcode": "M_UNRECOGNIZED"})
+    });
+    cluster.wires.lie_of(&evil.name, "/get_missing_events/", |answer| {
+        *answer = json!({"events": []})
+    });
+    mallory.send(a, "orphan", std::slice::from_ref(&orphan)).await;
+    mallory.send(b, "orphan", std::slice::from_ref(&orphan)).await;
+    evil.go_down();
+    say(&clients[0], &room, "on we go").await;
+    until_text(b, &room, "on we go").await;
+    say(&clients[1], &room, "we do").await;
+    until_text(a, &room, "we do").await;
+    until_same(&[a, b], &room).await;
+    for client in &clients[..2] {
+        assert_eq!(client.get_ok(&topic).await["topic"], "true", "{id}");
+    }
+}
+
+/// What an event names as coming before it, or as authorising it, is another room's, refused, or more than may be.
+#[tokio::test]
+async fn ancestry_that_cannot_be_is_refused_by_all() {
+    let (cluster, room, clients) = with_mallory().await;
+    let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
+    let mallory = Mallory::new(evil, &clients[2], &room);
+    let base = mallory.base().await;
+    let other = clients[2]
+        .post_ok("/_matrix/client/v3/createRoom", json!({"preset": "public_chat"}))
+        .await;
+    let other: OwnedRoomId = other["room_id"].as_str().unwrap().try_into().unwrap();
+    join(&clients[0], &other, evil).await;
+    let elsewhere = Mallory::new(evil, &clients[2], &other).base().await;
+    let ghost = |number: usize| format!("${number:043}");
+    let many = |count: usize| json!((0..count).map(ghost).collect::<Vec<_>>());
+    let (refused_id, refused) = mallory.forge(&base, json!({"type": "m.room.topic", "state_key": "", "content": {}}));
+    let forge = |fields: Value| mallory.forge(&base, fields).1;
+    let events = [
+        forge(json!({"prev_events": elsewhere["prev_events"]})),
+        forge(json!({"auth_events": elsewhere["auth_events"]})),
+        forge(json!({"auth_events": []})),
+        forge(json!({"auth_events": [base["auth_events"][0], base["auth_events"][1], ghost(1)]})),
+        forge(json!({"auth_events": [base["auth_events"][0], base["auth_events"][1], refused_id]})),
+        forge(json!({"prev_events": []})),
+        forge(json!({"prev_events": many(21)})),
+        forge(json!({"auth_events": many(11)})),
+        forge(json!({"depth": -1})),
+        forge(json!({"depth": "deep"})),
+        forge(json!({"room_id": "!nowhere"})),
+    ];
+    let before = heads(a, &room).await;
+    for node in [a, b] {
+        mallory.send(node, "refused", std::slice::from_ref(&refused)).await;
+        for (number, event) in events.iter().enumerate() {
+            let answer = mallory
+                .send(node, &format!("ancestry{number}"), std::slice::from_ref(event))
+                .await;
+            let taken = answer
+                .as_object()
+                .unwrap()
+                .values()
+                .any(|verdict| verdict["error"].is_null());
+            assert!(!taken, "{number}: {answer}");
+        }
+    }
+    assert_eq!(heads(a, &room).await, before);
+    // A chain whose beginning never comes, and what builds upon a refused event, which is no worse than its own content.
+    let mut chain = vec![forge(json!({"prev_events": [ghost(7)]}))];
+    for depth in 10..20 {
+        let before = mallory.forge(&base, chain.last().unwrap().clone()).0;
+        chain.push(forge(json!({"prev_events": [before], "depth": depth})));
+    }
+    mallory.send(a, "chain", &chain).await;
+    let on_refused = forge(json!({"prev_events": [refused_id], "content": {"body": "beyond"}}));
+    mallory.send(a, "beyond", &[on_refused]).await;
+    evil.go_down();
+    say(&clients[0], &room, "unmoved").await;
+    assert_eq!(until_text(b, &room, "unmoved").await.last().unwrap(), "unmoved");
+    until_same(&[a, b], &room).await;
+}
+
+/// Somebody who was banned builds upon what came before the ban, as if it had never been; in a room of either way to resolve.
+#[tokio::test]
+async fn a_ban_is_not_undone_by_a_fork_from_before_it() {
+    for version in ["11", "12"] {
+        let body = json!({"preset": "public_chat", "room_version": version});
+        let (cluster, room, clients) = with_mallory_in(body).await;
+        let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
+        let path = format!("/_matrix/client/v3/rooms/{}", escape(room.as_str()));
+        let levels = format!("{path}/state/m.room.power_levels/");
+        let mut content = clients[0].get_ok(&levels).await;
+        content["users"][&clients[2].user_id] = json!(50);
+        clients[0].put_ok(&levels, content.clone()).await;
+        until_same(&[a, b, evil], &room).await;
+        let mallory = Mallory::new(evil, &clients[2], &room);
+        // From here on the hostile node hears nothing: this is what it builds upon.
+        let (base, own_base) = (mallory.base().await, mallory.own_base().await);
+        let ban = json!({"user_id": clients[2].user_id, "reason": "enough"});
+        clients[0].post_ok(&format!("{path}/ban"), ban).await;
+        clients[0]
+            .put_ok(&format!("{path}/state/m.room.topic/"), json!({"topic": "peace"}))
+            .await;
+        until_same(&[a, b], &room).await;
+        let state = |kind: &str, key: &str, content: Value| json!({"type": kind, "state_key": key, "content": content});
+        let mut usurped = content.clone();
+        usurped["state_default"] = json!(0);
+        let early = |mut event: Value| {
+            event["origin_server_ts"] = json!(1_500_000_000_000_u64);
+            mallory.forge(&base, event)
+        };
+        let (rejoined_id, rejoined) = mallory.renamed(&own_base, "still here");
+        let mut after = base.clone();
+        after["prev_events"] = json!([rejoined_id]);
+        after["depth"] = json!(base["depth"].as_u64().unwrap() + 1);
+        let events = [
+            rejoined,
+            early(state("m.room.power_levels", "", usurped)).1,
+            early(state("m.room.topic", "", json!({"topic": "war"}))).1,
+            mallory
+                .forge(&after, state("m.room.topic", "", json!({"topic": "more war"})))
+                .1,
+            mallory
+                .forge(
+                    &after,
+                    json!({"content": {"body": "I was never gone", "msgtype": "m.text"}}),
+                )
+                .1,
+        ];
+        let backwards: Vec<Value> = events.iter().rev().cloned().collect();
+        mallory.send(a, "undo", &events).await;
+        mallory.send(b, "undo", &backwards).await;
+        evil.go_down();
+        say(&clients[0], &room, "order").await;
+        until_text(b, &room, "order").await;
+        say(&clients[1], &room, "and peace").await;
+        assert!(
+            !until_text(a, &room, "and peace")
+                .await
+                .contains(&"I was never gone".to_owned())
+        );
+        until_same(&[a, b], &room).await;
+        for client in &clients[..2] {
+            assert_eq!(
+                client.get_ok(&format!("{path}/state/m.room.topic/")).await["topic"],
+                "peace",
+                "{version}"
+            );
+            assert_eq!(
+                client.get_ok(&levels).await["state_default"],
+                content["state_default"],
+                "{version}"
+            );
+            let member = format!("{path}/state/m.room.member/{}", escape(&clients[2].user_id));
+            assert_eq!(client.get_ok(&member).await["membership"], "ban", "{version}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_that_are_too_large_are_dropped_and_hold_up_nothing() {
+    let (cluster, room, clients) = with_mallory().await;
+    let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
+    let mallory = Mallory::new(evil, &clients[2], &room);
+    let base = mallory.base().await;
+    let forge = |fields: Value| mallory.forge(&base, fields).1;
+    let honest = forge(json!({"content": {"body": "beside them", "msgtype": "m.text"}}));
+    // What signs refuses larger ones: they grow afterwards.
+    let mut large = forge(json!({"content": {"body": "x".repeat(60_000)}}));
+    large["content"]["more"] = json!("y".repeat(10_000));
+    let mut huge = honest.clone();
+    huge["content"]["body"] = json!("z".repeat(200_000));
+    let long_key = forge(json!({"type": "org.example", "state_key": "k".repeat(256)}));
+    let long_type = forge(json!({"type": "t".repeat(256)}));
+    let answer = mallory
+        .send(a, "large", &[large, huge, long_key, long_type, honest])
+        .await;
+    let taken = answer
+        .as_object()
+        .unwrap()
+        .values()
+        .filter(|verdict| verdict["error"].is_null());
+    assert_eq!(taken.count(), 1, "{answer}");
+    // More than a transaction may hold is refused as a whole, before any of it is looked at.
+    let body = json!({"origin": evil.name, "origin_server_ts": 1, "pdus": vec![json!({}); 51]});
+    let (status, answer) = evil
+        .ask(a, http::Method::PUT, "/_matrix/federation/v1/send/51", body)
+        .await;
+    assert_eq!((status.as_u16(), &answer["errcode"]), (400, &json!("M_INVALID_PARAM")));
+    evil.go_down();
+    assert_eq!(until_text(b, &room, "beside them").await, ["beside them"]);
+    until_same(&[a, b], &room).await;
 }

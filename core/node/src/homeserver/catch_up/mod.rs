@@ -3,8 +3,14 @@
 //! asked when is the engine's decision ([`kith_engine::CatchUp`]); nothing is judged here.
 
 #[cfg(test)]
+mod bad_answers;
+#[cfg(test)]
+mod bad_forks;
+#[cfg(test)]
 mod bad_members;
 mod heads;
+#[cfg(test)]
+mod mallory;
 mod news;
 mod run;
 #[cfg(test)]

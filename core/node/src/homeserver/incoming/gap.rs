@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use kith_engine::{
-    CheckedPdu, EventStatus, Fetch, Gap, Missing, Outcome, RoomError, RoomReader, limits::MAX_SINGLE_FETCHES,
+    CheckedPdu, EventStatus, Fetch, Gap, Missing, Outcome, RoomError, RoomReader,
+    limits::{MAX_IMPORT_EVENTS, MAX_SINGLE_FETCHES},
     oldest_first, receive, receive_outlier, receive_with_state,
 };
 use kith_store::{ReadTxn, WriteTxn};
@@ -28,6 +29,9 @@ use crate::{
 /// Outliers kept in one commit, so that the writer is never held up for long.
 const OUTLIERS_PER_COMMIT: usize = 500;
 
+/// Said of an event whose past nobody has.
+const NOT_TO_BE_HAD: &str = "the events that it rests upon are not to be had";
+
 /// What became of an event: kept, or why not. Rejected and soft-failed events are kept.
 pub(super) type Verdict = Result<(), String>;
 
@@ -43,6 +47,14 @@ impl Incoming {
     /// Keeps an event whose past may have to be fetched, from the server that sent it or from other members. An error
     /// says that nobody could be asked, or that the database failed: the event may be sent again.
     pub(super) async fn receive_with_past(&self, event: CheckedPdu, from: &ServerName) -> Result<Verdict, Error> {
+        match self.fill_gap(event, from).await {
+            // Who was asked answered, and does not have it: sent again, the event would hold up what comes after it for ever.
+            Err(Error::Network(error)) if error.is_final() => Ok(Err(NOT_TO_BE_HAD.to_owned())),
+            other => other,
+        }
+    }
+
+    async fn fill_gap(&self, event: CheckedPdu, from: &ServerName) -> Result<Verdict, Error> {
         let _turn = self.filling.take(event.room_id()).await;
         let asked = self.whom_to_ask(event.room_id(), event.version(), Some(from)).await?;
         let mut gap = Gap::new(event.event_id().to_owned());
@@ -73,7 +85,7 @@ impl Incoming {
                     let state = self.fetch_state(&asked, &id).await?;
                     return self.receive_told(event, state).await;
                 }
-                Fetch::GiveUp => return Ok(Err("the events that it rests upon are not to be had".to_owned())),
+                Fetch::GiveUp => return Ok(Err(NOT_TO_BE_HAD.to_owned())),
             };
             gap.handle_fetched(new);
         }
@@ -190,7 +202,9 @@ impl Incoming {
     /// far as they could be had.
     pub(super) async fn fetch_state(&self, asked: &Asked, event: &EventId) -> Result<Vec<OwnedEventId>, Error> {
         let request = || get_room_state_ids::v1::Request::new(event.to_owned(), asked.room.clone());
-        let (server, answer) = self.ask(asked, MANY_EVENTS, request).await?;
+        let (server, mut answer) = self.ask(asked, MANY_EVENTS, request).await?;
+        answer.pdu_ids.truncate(MAX_IMPORT_EVENTS);
+        answer.auth_chain_ids.truncate(MAX_IMPORT_EVENTS);
         let mut needed = answer.auth_chain_ids;
         needed.extend(answer.pdu_ids.iter().cloned());
         let lacking = self.not_held(needed).await?;
@@ -202,6 +216,7 @@ impl Incoming {
         let request = || get_room_state::v1::Request::new(event.to_owned(), asked.room.clone());
         let (server, mut told) = self.ask(&asked_first, MANY_EVENTS, request).await?;
         told.auth_chain.extend(told.pdus);
+        told.auth_chain.truncate(MAX_IMPORT_EVENTS);
         let events = self
             .server_keys
             .check(told.auth_chain, &asked.room, &asked.version, &server)
