@@ -13,7 +13,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -24,7 +24,7 @@ use crate::{
     coding,
     dht::Dht,
     hello::OwnSide,
-    owner::{Channels, Command, FOUND_QUEUE, Listening, Owner},
+    owner::{Channels, Command, Listening, Owner},
     peers::{NotConnected, Peer, Peers, lock},
     session::{REPORT_QUEUE, Shared},
     swarm,
@@ -243,15 +243,6 @@ impl Net {
         let publish = self.0.dht.publish(record);
         let published = self.0.stop.run_until_cancelled(publish).await;
         published.unwrap_or(Err(PublishError::NotTaken))
-    }
-
-    /// Looks a server up in the DHT, unless that was done a moment ago; what is found goes to the directory.
-    pub async fn look_up(&self, server: &ServerName) {
-        if self.0.dht.may_look_up(server, Instant::now()) {
-            // One place holds the addresses of the last record found; the directory gets the key document.
-            let (found, _listening) = mpsc::channel(FOUND_QUEUE);
-            self.0.dht.look_up(server, &found, &self.0.stop).await;
-        }
     }
 
     /// Says that the network changed (another Wi-Fi, back from sleep): every connection is checked, and contacts that are

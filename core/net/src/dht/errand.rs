@@ -10,7 +10,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     identity::Keypair,
     kad::{self, GetRecordOk, PutRecordError, QueryId, QueryResult, RecordKey, store::MemoryStore},
-    swarm::SwarmEvent,
+    swarm::{SwarmEvent, dial_opts::DialOpts},
 };
 
 use super::PROTOCOL;
@@ -137,14 +137,12 @@ impl Errand {
     pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Vec<PeerId> {
         let kad = self.swarm.behaviour_mut();
         let nearest = kad.get_n_closest_peers(key.as_bytes().to_vec(), replicas);
-        let peers: Vec<PeerId> = loop {
+        let peers = loop {
             match self.progress().await {
-                Some((id, QueryResult::GetClosestPeers(found), _)) if id == nearest => {
-                    let peers = match found {
-                        Ok(found) => found.peers,
-                        Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
-                    };
-                    break peers.into_iter().map(|peer| peer.peer_id).collect();
+                Some((id, QueryResult::GetClosestPeers(Ok(found)), _)) if id == nearest => break found.peers,
+                Some((id, QueryResult::GetClosestPeers(Err(error)), _)) if id == nearest => {
+                    let kad::GetClosestPeersError::Timeout { peers, .. } = error;
+                    break peers;
                 }
                 _ => {}
             }
@@ -152,6 +150,13 @@ impl Errand {
         if peers.is_empty() {
             return Vec::new();
         }
+        for peer in &peers {
+            // Kademlia forgets with its query where peers are; connections may have ended meanwhile.
+            let again = DialOpts::peer_id(peer.peer_id).addresses(peer.addrs.clone()).build();
+            // It is connected, or being dialled: all the better.
+            let _ = self.swarm.dial(again);
+        }
+        let peers: Vec<PeerId> = peers.into_iter().map(|peer| peer.peer_id).collect();
         // Without a publisher: `put_record` would write this errand's PeerId into what servers keep.
         let record = kad::Record::new(RecordKey::new(key.as_bytes()), value);
         let kad = self.swarm.behaviour_mut();

@@ -7,6 +7,8 @@ mod lookup;
 mod server;
 mod shelf;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -45,7 +47,7 @@ pub(crate) const PROTOCOL: StreamProtocol = StreamProtocol::new("/kith/kad/1");
 pub type Clock = Arc<dyn Fn() -> MilliSecondsSinceUnixEpoch + Send + Sync>;
 
 /// Until an errand must be over.
-const ERRAND: Duration = Duration::from_secs(40);
+const ERRAND: Duration = Duration::from_secs(60);
 
 /// For one server's handshake. Errands ask several side by side, and those that are slow are left out.
 const HANDSHAKE: Duration = Duration::from_secs(3);

@@ -1,7 +1,13 @@
 //! What a DHT server keeps for others: sealed records, checked one by one before they come here, in memory and bounded.
 //! It reads none of them, keeps no providers, and lets nothing older come back in place of something newer.
 
-use std::{borrow::Cow, collections::HashMap, iter, net::IpAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, hash_map::Entry},
+    iter,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use kith_identity::{DhtKey, RecordError, RecordRank, SealedRecord};
 use libp2p::{
@@ -50,6 +56,8 @@ pub(super) enum Refusal {
     NotNewer,
     #[error("there is no room, and what is here is nearer")]
     Full,
+    #[error("too many come from there")]
+    TooMany,
 }
 
 /// One slot's newest record, or what is remembered of it.
@@ -73,12 +81,20 @@ pub(crate) struct Shelf {
     records: usize,
     bytes: usize,
     per_host: HashMap<Option<IpAddr>, usize>,
+    /// What hosts brought since then.
+    brought: HashMap<Option<IpAddr>, u32>,
     /// When those that ended were last looked for.
     swept: MilliSecondsSinceUnixEpoch,
 }
 
 /// Ended records are looked for this often at the most. None is given out after its end, looked for or not.
 const SWEEP_MS: u64 = 60 * 1000;
+
+/// Records of one host that are checked in a minute: each costs two signatures. Many nodes may share an address.
+const MAX_A_MINUTE: u32 = 600;
+
+/// Hosts whose records are checked in a minute.
+const MAX_HOSTS: usize = 65_536;
 
 impl Shelf {
     pub(super) fn new(local: PeerId, limits: ShelfLimits, clock: Clock) -> Self {
@@ -91,6 +107,7 @@ impl Shelf {
             records: 0,
             bytes: 0,
             per_host: HashMap::new(),
+            brought: HashMap::new(),
         }
     }
 
@@ -104,8 +121,14 @@ impl Shelf {
         if self.slots.get(&key).is_some_and(|held| record.rank() <= held.rank) {
             return Err(Refusal::NotNewer);
         }
-        record.check(&key, now)?;
         self.sweep(now);
+        let hosts = self.brought.len();
+        match self.brought.entry(host) {
+            Entry::Occupied(mut brought) if *brought.get() < MAX_A_MINUTE => *brought.get_mut() += 1,
+            Entry::Vacant(first) if hosts < MAX_HOSTS => drop(first.insert(1)),
+            _ => return Err(Refusal::TooMany),
+        }
+        record.check(&key, now)?;
         let slot = Slot {
             rank: record.rank(),
             value: Some(value.into()),
@@ -204,6 +227,7 @@ impl Shelf {
             return;
         }
         self.swept = now;
+        self.brought.clear();
         let ended = |until: fn(&Slot) -> MilliSecondsSinceUnixEpoch, slots: &HashMap<DhtKey, Slot>| {
             let ended = slots.iter().filter(|(_, slot)| until(slot) <= now);
             ended.map(|(key, _)| *key).collect::<Vec<_>>()
@@ -236,7 +260,7 @@ impl RecordStore for Shelf {
         let taken = self.take(record.key.as_ref(), &record.value, None);
         taken.map_err(|refusal| match refusal {
             Refusal::Full => Error::MaxRecords,
-            Refusal::Key | Refusal::Record(_) | Refusal::NotNewer => Error::ValueTooLarge,
+            Refusal::Key | Refusal::Record(_) | Refusal::NotNewer | Refusal::TooMany => Error::ValueTooLarge,
         })
     }
 
@@ -265,4 +289,155 @@ impl RecordStore for Shelf {
     }
 
     fn remove_provider(&mut self, _: &RecordKey, _: &PeerId) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::dht::tests::{Bob, Time};
+
+    const HOUR: u64 = 60 * 60 * 1000;
+
+    struct Fixture {
+        time: Time,
+        shelf: Shelf,
+    }
+
+    fn fixture(limits: ShelfLimits) -> Fixture {
+        let time = Time::noon();
+        let clock = time.server_config(Vec::new()).clock;
+        Fixture {
+            shelf: Shelf::new(PeerId::random(), limits, clock),
+            time,
+        }
+    }
+
+    fn host(number: u8) -> Option<IpAddr> {
+        Some([192, 0, 2, number].into())
+    }
+
+    impl Fixture {
+        fn take(&mut self, record: &SealedRecord, from: Option<IpAddr>) -> Result<(), Refusal> {
+            self.shelf
+                .take(record.dht_key().as_bytes(), &record.encode().unwrap(), from)
+        }
+
+        fn holds(&self, record: &SealedRecord) -> bool {
+            self.shelf.get(&RecordKey::new(record.dht_key().as_bytes())).is_some()
+        }
+
+        /// Somebody's addresses, and how far they are from here.
+        fn record(&self) -> (KBucketDistance, SealedRecord) {
+            let record = Bob::new().where_at(self.time.now(), 1);
+            (self.shelf.distance(&record.dht_key()), record)
+        }
+    }
+
+    #[test]
+    fn what_is_furthest_goes_when_there_is_no_room() {
+        let size = Bob::new().where_at(Time::noon().now(), 1).encode().unwrap().len();
+        let (few, little) = (
+            ShelfLimits {
+                records: 8,
+                ..ShelfLimits::default()
+            },
+            ShelfLimits {
+                bytes: 8 * size + size / 2,
+                ..ShelfLimits::default()
+            },
+        );
+        for limits in [few, little] {
+            let mut f = fixture(limits);
+            let records: BTreeMap<_, _> = (0..24).map(|_| f.record()).collect();
+            for (index, record) in records.values().rev().chain(records.values()).enumerate() {
+                let _ = f.take(record, host(index as u8));
+            }
+            assert_eq!(f.shelf.size(), (8, 8 * size));
+            let held: Vec<_> = records.values().map(|record| f.holds(record)).collect();
+            assert_eq!(held, [[true; 8].as_slice(), &[false; 16]].concat());
+        }
+    }
+
+    #[test]
+    fn a_host_that_brings_much_shuts_out_itself_alone() {
+        let mut f = fixture(ShelfLimits {
+            per_host: 3,
+            ..ShelfLimits::default()
+        });
+        let (_, others) = f.record();
+        f.take(&others, host(1)).unwrap();
+        let records: BTreeMap<_, _> = (0..9).map(|_| f.record()).collect();
+        for record in records.values().rev() {
+            f.take(record, host(2)).unwrap();
+        }
+        let held: Vec<_> = records.values().map(|record| f.holds(record)).collect();
+        assert_eq!(held, [[true; 3].as_slice(), &[false; 6]].concat());
+        assert!(f.holds(&others));
+        let furthest = records.values().last().unwrap();
+        assert!(matches!(f.take(furthest, host(2)), Err(Refusal::Full)));
+        f.take(furthest, host(3)).unwrap();
+    }
+
+    #[test]
+    fn what_ended_is_remembered_until_its_day_is_over_and_no_longer() {
+        let mut f = fixture(ShelfLimits::default());
+        let mut bob = Bob::new();
+        let older = bob.where_at(f.time.now(), 1);
+        f.time.pass(1);
+        let record = bob.where_at(f.time.now(), 2);
+        f.take(&record, host(1)).unwrap();
+        assert!(matches!(f.take(&record, host(1)), Err(Refusal::NotNewer)));
+        f.time.pass(2 * HOUR);
+        assert!(!f.holds(&record), "it ended, looked for or not");
+        // Whatever comes makes the shelf look.
+        let (_, other) = f.record();
+        f.take(&other, host(2)).unwrap();
+        assert_eq!((f.shelf.size().0, f.shelf.slots.len()), (1, 2));
+        for replay in [&record, &older] {
+            assert!(matches!(f.take(replay, host(3)), Err(Refusal::NotNewer)));
+        }
+        f.time.pass(36 * HOUR);
+        let (_, other) = f.record();
+        f.take(&other, host(2)).unwrap();
+        assert_eq!((f.shelf.size().0, f.shelf.slots.len()), (1, 1));
+        assert_eq!(f.shelf.per_host.len(), 1);
+        assert!(matches!(
+            f.take(&record, host(3)),
+            Err(Refusal::Record(RecordError::OtherDay | RecordError::Expired))
+        ));
+    }
+
+    #[test]
+    fn tombstones_are_bounded_too() {
+        let mut f = fixture(ShelfLimits {
+            tombstones: 4,
+            ..ShelfLimits::default()
+        });
+        for _ in 0..20 {
+            let (_, record) = f.record();
+            let _ = f.take(&record, host(1));
+            f.time.pass(2 * HOUR);
+        }
+        assert!(f.shelf.slots.len() <= 4 + 2, "{}", f.shelf.slots.len());
+    }
+
+    #[test]
+    fn a_host_that_brings_rubbish_is_soon_not_listened_to() {
+        let mut f = fixture(ShelfLimits::default());
+        let (_, good) = f.record();
+        let mut forged = good.encode().unwrap();
+        forged[600] ^= 1;
+        let key = good.dht_key();
+        for _ in 0..MAX_A_MINUTE {
+            let refusal = f.shelf.take(key.as_bytes(), &forged, host(1));
+            assert!(matches!(refusal, Err(Refusal::Record(RecordError::Signature))));
+        }
+        assert!(matches!(f.take(&good, host(1)), Err(Refusal::TooMany)));
+        f.take(&good, host(2)).unwrap();
+        f.time.pass(SWEEP_MS);
+        let (_, later) = f.record();
+        f.take(&later, host(1)).unwrap();
+    }
 }

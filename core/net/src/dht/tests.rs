@@ -51,28 +51,28 @@ fn at(millis: u64) -> MilliSecondsSinceUnixEpoch {
     MilliSecondsSinceUnixEpoch(UInt::new(millis).unwrap())
 }
 
-async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(awaited: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), awaited).await.expect("it never came")
 }
 
 /// One clock for everybody in a test.
 #[derive(Clone)]
-struct Time(Arc<AtomicU64>);
+pub(super) struct Time(Arc<AtomicU64>);
 
 impl Time {
-    fn noon() -> Self {
+    pub(super) fn noon() -> Self {
         Self(Arc::new(AtomicU64::new(NOON)))
     }
 
-    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+    pub(super) fn now(&self) -> MilliSecondsSinceUnixEpoch {
         at(self.0.load(SeqCst))
     }
 
-    fn pass(&self, millis: u64) {
+    pub(super) fn pass(&self, millis: u64) {
         self.0.fetch_add(millis, SeqCst);
     }
 
-    fn server_config(&self, servers: Vec<Multiaddr>) -> ServerConfig {
+    pub(super) fn server_config(&self, servers: Vec<Multiaddr>) -> ServerConfig {
         let time = self.clone();
         ServerConfig {
             clock: Arc::new(move || time.now()),
@@ -112,12 +112,16 @@ impl Time {
         servers
     }
 
-    fn dht(&self, servers: Vec<Multiaddr>) -> (Dht, Arc<Memory>) {
-        let directory = Arc::new(Memory {
+    pub(super) fn directory(&self) -> Arc<Memory> {
+        Arc::new(Memory {
             time: self.clone(),
             documents: Mutex::default(),
             servers: Mutex::default(),
-        });
+        })
+    }
+
+    fn dht(&self, servers: Vec<Multiaddr>) -> (Dht, Arc<Memory>) {
+        let directory = self.directory();
         let config = DhtConfig {
             servers,
             ..DhtConfig::desktop()
@@ -126,7 +130,7 @@ impl Time {
     }
 }
 
-struct Memory {
+pub(super) struct Memory {
     time: Time,
     documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
     servers: Mutex<Vec<PeerAddresses>>,
@@ -174,7 +178,7 @@ impl Directory for Memory {
 }
 
 /// Whoever publishes: a server's keys, and the PeerId and address that it says it has.
-struct Bob {
+pub(super) struct Bob {
     identity: IdentityKey,
     node: NodeKey,
     document: KeyDocument,
@@ -183,7 +187,7 @@ struct Bob {
 }
 
 impl Bob {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let identity = IdentityKey::generate(&mut OsRng);
         let node = NodeKey::generate(&mut OsRng);
         let document = KeyDocument::new(&identity, &node.public(), at(NOON), at(NOON * 2)).unwrap();
@@ -196,11 +200,11 @@ impl Bob {
         }
     }
 
-    fn name(&self) -> OwnedServerName {
+    pub(super) fn name(&self) -> OwnedServerName {
         self.document.server_name()
     }
 
-    fn address(&self, port: u16) -> PeerAddresses {
+    pub(super) fn address(&self, port: u16) -> PeerAddresses {
         PeerAddresses {
             peer_id: self.peer_id,
             addresses: vec![format!("/ip4/192.0.2.1/udp/{port}/quic-v1").parse().unwrap()],
@@ -224,7 +228,7 @@ impl Bob {
     }
 
     /// An address record made at a time, for the day that it falls into.
-    fn where_at(&mut self, time: MilliSecondsSinceUnixEpoch, port: u16) -> SealedRecord {
+    pub(super) fn where_at(&mut self, time: MilliSecondsSinceUnixEpoch, port: u16) -> SealedRecord {
         let whereabouts = Whereabouts {
             peer_id: self.peer_id.to_bytes(),
             addrs: vec![self.address(port).addresses[0].to_vec()],
@@ -234,14 +238,14 @@ impl Bob {
         self.seal(&Record::Address(record), Day::of(time))
     }
 
-    fn document_at(&mut self, time: MilliSecondsSinceUnixEpoch) -> SealedRecord {
+    pub(super) fn document_at(&mut self, time: MilliSecondsSinceUnixEpoch) -> SealedRecord {
         let record = Record::keys(self.document.clone(), time);
         self.seal(&record, Day::of(time))
     }
 }
 
 /// Everything that looking a name up gives.
-async fn look_up(dht: &Dht, server: &ServerName) -> Vec<PeerAddresses> {
+pub(super) async fn look_up_all(dht: &Dht, server: &ServerName) -> Vec<PeerAddresses> {
     let (tell, mut found) = mpsc::channel(64);
     soon(dht.look_up(server, &tell, &CancellationToken::new())).await;
     drop(tell);
@@ -264,13 +268,21 @@ async fn whoever_knows_a_name_finds_its_keys_and_addresses() {
         for record in [bob.document_at(time.now()), bob.where_at(time.now(), 1)] {
             assert_eq!(soon(publisher.publish(&record)).await.unwrap(), count);
         }
-        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(1)], "{count} servers");
+        assert_eq!(
+            look_up_all(&finder, &bob.name()).await,
+            [bob.address(1)],
+            "{count} servers"
+        );
         assert_eq!(lock(&known.documents).get(&bob.name()), Some(&bob.document));
         // With the document at hand, what is new is found as well.
         time.pass(HOUR);
         soon(publisher.publish(&bob.where_at(time.now(), 2))).await.unwrap();
-        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(2)]);
-        assert_eq!(look_up(&finder, &Bob::new().name()).await, [], "nobody knows this one");
+        assert_eq!(look_up_all(&finder, &bob.name()).await, [bob.address(2)]);
+        assert_eq!(
+            look_up_all(&finder, &Bob::new().name()).await,
+            [],
+            "nobody knows this one"
+        );
     }
 }
 
@@ -296,7 +308,7 @@ async fn clocks_may_be_a_day_apart_and_records_end() {
         }
         time.pass(later);
         let expected: &[PeerAddresses] = if found { &[bob.address(1)] } else { &[] };
-        assert_eq!(look_up(&dht, &bob.name()).await, expected, "{clock} {later}");
+        assert_eq!(look_up_all(&dht, &bob.name()).await, expected, "{clock} {later}");
     }
 }
 
@@ -539,14 +551,14 @@ async fn a_forged_record_never_wins() {
             .map(|key| kad::Record::new(kad::RecordKey::new(key.as_bytes()), lie.clone()));
         let liar = spy(gives.collect(), Some(&servers[0])).await;
         let (finder, _) = time.dht(vec![liar.address.clone()]);
-        assert_eq!(look_up(&finder, &bob.name()).await, [bob.address(2)], "{what}");
+        assert_eq!(look_up_all(&finder, &bob.name()).await, [bob.address(2)], "{what}");
     }
     // An old record of bob's own is true as far as it goes; the newer one follows it.
     time.pass(HOUR + HOUR / 2);
     let gives = kad::Record::new(kad::RecordKey::new(older.dht_key().as_bytes()), older.encode().unwrap());
     let liar = spy(vec![gives], Some(&servers[0])).await;
     let (finder, _) = time.dht(vec![liar.address.clone()]);
-    assert_eq!(look_up(&finder, &bob.name()).await.last(), Some(&bob.address(2)));
+    assert_eq!(look_up_all(&finder, &bob.name()).await.last(), Some(&bob.address(2)));
 }
 
 #[tokio::test]
@@ -559,12 +571,12 @@ async fn servers_that_were_met_replace_those_that_died() {
     for record in [bob.document_at(time.now()), bob.where_at(time.now(), 1)] {
         soon(dht.publish(&record)).await.unwrap();
     }
-    assert_eq!(look_up(&dht, &bob.name()).await, [bob.address(1)]);
+    assert_eq!(look_up_all(&dht, &bob.name()).await, [bob.address(1)]);
     assert!(!lock(&known.servers).is_empty());
     first.shutdown().await;
     time.pass(HOUR);
     assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 2))).await.unwrap(), 5);
-    assert_eq!(look_up(&dht, &bob.name()).await, [bob.address(2)]);
+    assert_eq!(look_up_all(&dht, &bob.name()).await, [bob.address(2)]);
 }
 
 #[tokio::test]
@@ -574,7 +586,7 @@ async fn without_servers_there_is_nothing_to_ask() {
     let mut bob = Bob::new();
     let record = bob.where_at(time.now(), 1);
     assert!(matches!(dht.publish(&record).await, Err(PublishError::NoServers)));
-    assert_eq!(look_up(&dht, &bob.name()).await, []);
+    assert_eq!(look_up_all(&dht, &bob.name()).await, []);
     let gone = time.server(Vec::new()).await;
     let (dht, _) = time.dht(gone.addrs());
     gone.shutdown().await;

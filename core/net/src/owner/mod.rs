@@ -49,7 +49,7 @@ const MAX_KEPT: u8 = 8;
 const MAX_NAMED_ADDRESSES: usize = 8;
 
 /// Addresses from the DHT that the owner has not read yet.
-pub(crate) const FOUND_QUEUE: usize = 64;
+const FOUND_QUEUE: usize = 64;
 
 /// What comes of connecting to a server.
 pub(crate) type Connected = Result<Arc<Peer>, NotConnected>;
