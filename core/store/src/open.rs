@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,8 @@ const APPLICATION_ID: i64 = 0x4B69_7468;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Bytes that the log keeps after it was folded into the file; beyond, it shrinks back.
 const LOG_BYTES_KEPT: i64 = 4 * 1024 * 1024;
+/// Bytes of the log that are written anew at once.
+const PIECE: usize = 64 * 1024;
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
 
@@ -89,7 +91,14 @@ pub(crate) fn open_writer(config: &StoreConfig) -> Result<Connection, OpenError>
     let found = look(path)?;
     match found {
         Found::Nothing => create_private(path).map_err(|error| file_error(path, error))?,
-        Found::Schema(_) => make_private(path).map_err(|error| file_error(path, error))?,
+        Found::Schema(_) => {
+            make_private(path).map_err(|error| file_error(path, error))?;
+            match make_log_last(path) {
+                // A full disk keeps no node from starting.
+                Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(file_error(path, error)),
+                _ => {}
+            }
+        }
     }
     let mut conn = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
     set_up_writer(&conn, config).map_err(|error| damaged_or_sqlite(path, error))?;
@@ -165,6 +174,30 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
         File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
     }
     Ok(())
+}
+
+/// Writes the log once more as it reads now, and syncs it. A sync that fails leaves the system showing what the disk does not
+/// hold, of which later syncs say nothing. SQLite believes a log that it finds, up to the last whole commit: one that was never
+/// acknowledged because it could not be synced would be built upon, and be missing after a loss of power, with all that
+/// followed it. While a connection stands this cannot happen: it writes over what it could not sync.
+fn make_log_last(path: &Path) -> io::Result<()> {
+    let log = beside(path, "-wal");
+    let mut options = OpenOptions::new();
+    let mut file = match options.read(true).write(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut piece = vec![0; PIECE];
+    loop {
+        let at = file.stream_position()?;
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&piece[..read])?;
+    }
+    file.sync_all()
 }
 
 /// Takes the file, and what SQLite keeps beside it, from everybody but its owner.
