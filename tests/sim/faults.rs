@@ -26,6 +26,10 @@ pub(crate) enum Fault {
     Crashed,
     /// A node stopped before a commit that it was about to make.
     CrashedBeforeCommit,
+    /// A node stopped before a write to a file, most of them in the middle of a commit.
+    CrashedWriting,
+    /// A node stopped with everything written, and nothing of it synced.
+    CrashedSyncing,
     /// A node stopped after a commit and before it told anyone.
     CrashedAfterCommit,
     /// A node started again over what its disk held.
@@ -36,13 +40,23 @@ pub(crate) enum Fault {
     ClockBack,
     /// A commit took long.
     SlowDisk,
-    /// A commit met a disk without room.
+    /// A write met a disk without room.
     FullDisk,
+    /// A stopped node lost its power too, and with it what was not synced.
+    PowerLost,
+    /// Some of what was not synced came through such a loss, and some did not.
+    TornWrite,
+    /// A read failed.
+    ReadError,
+    /// A write failed.
+    WriteError,
+    /// A sync failed, and what it was to make last may be gone after a loss of power.
+    SyncError,
 }
 
 impl Fault {
     /// All of them: every set of runs must see each.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Reordered,
         Self::Delayed,
         Self::Duplicated,
@@ -52,12 +66,19 @@ impl Fault {
         Self::OneWay,
         Self::Crashed,
         Self::CrashedBeforeCommit,
+        Self::CrashedWriting,
+        Self::CrashedSyncing,
         Self::CrashedAfterCommit,
         Self::Restarted,
         Self::ClockForward,
         Self::ClockBack,
         Self::SlowDisk,
         Self::FullDisk,
+        Self::PowerLost,
+        Self::TornWrite,
+        Self::ReadError,
+        Self::WriteError,
+        Self::SyncError,
     ];
 }
 

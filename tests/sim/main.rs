@@ -5,17 +5,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // All of it is a test.
 
+mod bounds;
 mod checker;
 mod clock;
 mod disk;
 mod faults;
 mod network;
+mod observer;
+mod power;
 mod random;
 mod run;
 mod suite;
+mod surface;
 mod trace;
 mod trouble;
 mod variant;
+mod vfs;
 mod workload;
 mod world;
 

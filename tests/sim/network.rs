@@ -200,6 +200,12 @@ impl Wires {
         lock(&self.inner).one_way = pairs.into_iter().collect();
     }
 
+    /// Whether nothing comes through between some nodes, one way or both.
+    pub(crate) fn are_parted(&self) -> bool {
+        let inner = lock(&self.inner);
+        !inner.parted.is_empty() || !inner.one_way.is_empty()
+    }
+
     /// Breaks every connection and makes it again, as when everybody comes back to one good network.
     pub(crate) fn reconnect(&self) {
         let count = {
@@ -228,15 +234,16 @@ impl Wires {
     /// Sends a client's request to its own node. None if there is no answer: whether it was served, nobody knows.
     pub(crate) async fn ask_own(&self, node: usize, request: Request<Bytes>) -> Option<Response<Bytes>> {
         let attached = self.attached(node)?;
+        let follows = request.uri().path().ends_with("/sync");
         let line = format!("{node} client {} {}", request.method(), request.uri());
         let answer = attached.serve(attached.client_api.clone(), request).await;
-        match &answer {
-            Some(answer) => self.trace.note(format_args!(
-                "{line} {} {}",
-                answer.status().as_u16(),
-                digest(answer.body())
-            )),
-            None => self.trace.note(format_args!("{line} lost")),
+        let line = match &answer {
+            Some(answer) => format!("{line} {} {}", answer.status().as_u16(), digest(answer.body())),
+            None => format!("{line} lost"),
+        };
+        match follows {
+            true => self.trace.aside(line),
+            false => self.trace.note(line),
         }
         answer
     }

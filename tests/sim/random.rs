@@ -71,13 +71,17 @@ pub(crate) fn seed_system(seed: u64) {
 unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, length: usize, _flags: libc::c_uint) -> isize {
     // SAFETY: the caller owns these bytes, as the contract of getrandom(2) says.
     let bytes = unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length) };
+    split_mix(&SYSTEM, bytes);
+    isize::try_from(length).unwrap_or(isize::MAX)
+}
+
+/// Fills bytes from a state that moves on. SplitMix64 (Steele, Lea, Flood 2014).
+pub(crate) fn split_mix(state: &AtomicU64, bytes: &mut [u8]) {
     for chunk in bytes.chunks_mut(8) {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        let mut number = SYSTEM.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
+        let mut number = state.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
         number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         number ^= number >> 31;
         chunk.copy_from_slice(&number.to_le_bytes()[..chunk.len()]);
     }
-    isize::try_from(length).unwrap_or(isize::MAX)
 }

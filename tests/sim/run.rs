@@ -7,15 +7,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 
 use crate::{
+    bounds,
     checker::{self, Finding},
     faults::Fault,
+    observer::Observer,
     random::{Dice, seed_system},
     trouble,
     workload::{self, Person},
-    world::{Plan, World},
+    world::{Client, Plan, World},
 };
 
 /// How long people live and trouble lasts.
@@ -39,12 +44,15 @@ pub(crate) struct Outcome {
     pub(crate) done: u64,
     /// Messages that were acknowledged.
     pub(crate) sent: usize,
+    /// What people did while the world was split.
+    pub(crate) split: BTreeMap<&'static str, u64>,
 }
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Runs a plan in this process, which must run no other: what lies in statics is part of the run.
-pub(crate) fn run(plan: Plan) -> Outcome {
+pub(crate) fn run(plan: &Plan) -> Outcome {
+    let plan = plan.clone();
     seed_system(plan.seed);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -69,6 +77,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         lines: 0,
         done: 0,
         sent: 0,
+        split: BTreeMap::new(),
     });
     let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
     outcome
@@ -79,13 +88,19 @@ pub(crate) fn run(plan: Plan) -> Outcome {
 
 async fn simulate(plan: Plan) -> Outcome {
     let (world, stopped) = World::new(&plan);
-    let dice = |part| Dice::new(plan.seed, part);
+    let dice = |part: &str| Dice::new(plan.seed, part);
     tokio::spawn(trouble::supervise(Arc::clone(&world), dice("supervisor"), stopped));
     for number in 0..world.nodes.len() {
         world.boot(number).await;
     }
-    let (society, people) = workload::settle(&world, plan.seed).await;
+    let people = workload::settle(&world, plan.seed).await;
     let clients: Vec<_> = people.iter().map(Person::client).collect();
+    let (end, ends) = watch::channel(false);
+    let follow = |client: &Client| {
+        let dice = dice(&format!("observer {}", client.node));
+        Observer::new(client.clone(), dice).follow(ends.clone())
+    };
+    let following: Vec<_> = clients.iter().map(|client| tokio::spawn(follow(client))).collect();
     let until = Instant::now() + HOUR;
     let living: Vec<_> = people
         .into_iter()
@@ -104,7 +119,15 @@ async fn simulate(plan: Plan) -> Outcome {
         person.try_again().await;
     }
     quiet(&world).await;
-    let findings = checker::check(&world, &society, &clients).await;
+    end.send_replace(true);
+    let mut observers = Vec::new();
+    for observer in following {
+        observers.extend(observer.await);
+    }
+    let mut findings = world.findings();
+    findings.extend(checker::check(&world, &clients, &observers).await);
+    findings.extend(bounds::check(&world).await);
+    let society = &world.society;
     Outcome {
         findings,
         faults: world.faults.counts(),
@@ -112,23 +135,24 @@ async fn simulate(plan: Plan) -> Outcome {
         lines: world.trace.lines(),
         done: society.done(),
         sent: society.sent().len(),
+        split: society.split(),
     }
 }
 
 /// Waits until nothing waits to be sent any more, and nothing has been sent for a while.
 async fn quiet(world: &World) {
     let started = Instant::now();
-    let mut lines = 0;
+    let mut stirs = 0;
     while started.elapsed() < HEALING {
         sleep(LOOK).await;
         let waiting = (0..world.nodes.len())
             .filter_map(|number| world.homeserver(number))
             .any(|hs| *hs.outbox.waiting().borrow() > 0);
-        let now = world.trace.lines();
-        if !waiting && now == lines {
+        let now = world.trace.stirs();
+        if !waiting && now == stirs {
             return;
         }
-        lines = now;
+        stirs = now;
     }
 }
 
@@ -141,6 +165,9 @@ impl Outcome {
         );
         for (fault, count) in &self.faults {
             let _ = write!(line, " {fault:?}={count}");
+        }
+        for (act, count) in &self.split {
+            let _ = write!(line, " split-{act}={count}");
         }
         line
     }

@@ -18,6 +18,7 @@ pub(crate) struct Trace {
 struct Inner {
     hash: blake3::Hasher,
     lines: u64,
+    stirs: u64,
     /// Whether every line goes to standard error too.
     shown: bool,
 }
@@ -29,6 +30,7 @@ impl Trace {
             inner: Arc::new(Mutex::new(Inner {
                 hash: blake3::Hasher::new(),
                 lines: 0,
+                stirs: 0,
                 shown,
             })),
             start: Instant::now(),
@@ -37,6 +39,12 @@ impl Trace {
 
     /// Notes that something happened now.
     pub(crate) fn note(&self, what: impl std::fmt::Display) {
+        self.aside(what);
+        self.lock().stirs += 1;
+    }
+
+    /// Notes something that happens in a quiet world too.
+    pub(crate) fn aside(&self, what: impl std::fmt::Display) {
         let at = self.start.elapsed();
         let mut line = String::new();
         let _ = write!(line, "{:>5}.{:03} {what}", at.as_secs(), at.subsec_millis());
@@ -51,6 +59,11 @@ impl Trace {
     /// How many lines there are.
     pub(crate) fn lines(&self) -> u64 {
         self.lock().lines
+    }
+
+    /// How many of them say that the world is not quiet.
+    pub(crate) fn stirs(&self) -> u64 {
+        self.lock().stirs
     }
 
     /// The hash over everything noted so far.

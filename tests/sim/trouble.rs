@@ -7,7 +7,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{disk::Moment, faults::Fault, network::Weather, random::Dice, world::World};
+use crate::{
+    disk::{Errors, Moment},
+    faults::Fault,
+    network::Weather,
+    random::Dice,
+    world::World,
+};
 
 /// The farthest that a clock goes wrong, in milliseconds.
 const MAX_CLOCK_ERROR: u64 = 48 * 3_600_000;
@@ -43,7 +49,8 @@ pub(crate) async fn heal(world: &World) {
     world.wires.part_one_way([]);
     for node in &world.nodes {
         node.disk.set_slow(false);
-        node.disk.set_full(false);
+        node.disk.set_room(None);
+        node.disk.set_errors(Errors::default());
         node.disk.stop_at(None);
         node.clock.set_wrong(0);
     }
@@ -93,22 +100,32 @@ async fn one(world: Arc<World>, dice: Dice, lasts: Duration) {
             world.wires.set_weather(Weather::default());
         }
         50..=64 => {
-            let moment = *dice
-                .choose(&[Moment::BeforeCommit, Moment::AfterCommit])
-                .unwrap_or(&Moment::BeforeCommit);
+            let moment = *dice.choose(&Moment::ALL).unwrap_or(&Moment::BeforeCommit);
             world.nodes[node].disk.stop_at(Some((dice.between(0, 8), moment)));
         }
         65..=74 => world.crash(node),
         75..=84 => wrong_clock(&world, &dice, node, lasts).await,
-        85..=92 => {
+        85..=88 => {
             world.nodes[node].disk.set_slow(true);
             sleep(lasts).await;
             world.nodes[node].disk.set_slow(false);
         }
-        _ => {
-            world.nodes[node].disk.set_full(true);
+        89..=94 => {
+            let chance = |most| u32::try_from(dice.between(0, most)).unwrap_or(0);
+            let errors = Errors {
+                reads: chance(30),
+                writes: chance(30),
+                syncs: chance(300),
+            };
+            world.trace.note(format_args!("the disk of {node} has {errors:?}"));
+            world.nodes[node].disk.set_errors(errors);
             sleep(lasts).await;
-            world.nodes[node].disk.set_full(false);
+            world.nodes[node].disk.set_errors(Errors::default());
+        }
+        _ => {
+            world.nodes[node].disk.set_room(Some(dice.between(0, 300_000)));
+            sleep(lasts).await;
+            world.nodes[node].disk.set_room(None);
         }
     }
 }

@@ -25,8 +25,8 @@ pub(crate) enum Variant {
     NoPushes,
     /// Broken: no event is ever fetched.
     NoFetching,
-    /// Broken: a crash loses what the latest commits held, as if they had been acknowledged before they were made.
-    EarlyAnswers,
+    /// Broken: commits are acknowledged without having been synced, so that a loss of power takes them back.
+    LostCommits,
     /// Broken: some nodes resolve states with the order of times turned round.
     FlippedTies,
 }
@@ -37,19 +37,19 @@ impl Variant {
         Self::Ordinary,
         Self::NoPushes,
         Self::NoFetching,
-        Self::EarlyAnswers,
+        Self::LostCommits,
         Self::FlippedTies,
     ];
 
     /// Those of which the checker must find out.
-    pub(crate) const BROKEN: [Self; 3] = [Self::NoFetching, Self::EarlyAnswers, Self::FlippedTies];
+    pub(crate) const BROKEN: [Self; 3] = [Self::NoFetching, Self::LostCommits, Self::FlippedTies];
 
     fn name(self) -> &'static str {
         match self {
             Self::Ordinary => "ordinary",
             Self::NoPushes => "no-pushes",
             Self::NoFetching => "no-fetching",
-            Self::EarlyAnswers => "early-answers",
+            Self::LostCommits => "lost-commits",
             Self::FlippedTies => "flipped-ties",
         }
     }
@@ -70,9 +70,9 @@ impl Variant {
         answer.ok()
     }
 
-    /// Whether a node's disk forgets.
-    pub(crate) fn forgets(self) -> bool {
-        self == Self::EarlyAnswers
+    /// Whether syncing the log of a node's commits does nothing.
+    pub(crate) fn skips_syncs(self) -> bool {
+        self == Self::LostCommits
     }
 
     /// Whether a node resolves states its own way.

@@ -2,7 +2,7 @@
 //! whatever state the world is in. They know each other's rooms by hearsay, and trust no answer but 200.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,10 +16,34 @@ use crate::{
     world::{Answer, Client, World, escape},
 };
 
-/// Rooms in one run at the most.
+/// Rooms that people make in one run at the most.
 const MAX_ROOMS: usize = 4;
+/// The same, with those that took the place of others.
+const MAX_WITH_UPGRADES: usize = 6;
 /// How often a client repeats a message that was not acknowledged.
 const ATTEMPTS: usize = 8;
+
+/// What people do, by the name under which it is counted and the part of a request's path that tells it.
+const ACTS: [(&str, &str); 13] = [
+    ("creates", "/createRoom"),
+    ("joins", "/v3/join/"),
+    ("knocks", "/v3/knock/"),
+    ("leaves", "/leave"),
+    ("invites", "/invite"),
+    ("kicks", "/kick"),
+    ("bans", "/ban"),
+    ("unbans", "/unban"),
+    ("powers", "/state/m.room.power_levels"),
+    ("topics", "/state/m.room.topic"),
+    ("upgrades", "/upgrade"),
+    ("redacts", "/redact/"),
+    ("sends", "/send/"),
+];
+
+/// The names of everything that people do: every set of runs must see each done in a split world.
+pub(crate) fn acts() -> impl Iterator<Item = &'static str> {
+    ACTS.into_iter().map(|(name, _)| name)
+}
 
 /// A message that a node has acknowledged.
 #[derive(Debug, Clone)]
@@ -41,6 +65,8 @@ pub(crate) struct Known {
     pub(crate) via: String,
     /// Whether it is the one in which everybody is from the start, and most stay.
     pub(crate) main: bool,
+    /// Whether strangers knock on it.
+    knocks: bool,
 }
 
 /// What the people have done and know. Cheap to clone.
@@ -55,6 +81,8 @@ struct Inner {
     /// Rooms and the users whose last join of them was acknowledged.
     joined: BTreeSet<(String, String)>,
     done: u64,
+    /// What was done while the world was split.
+    split: BTreeMap<&'static str, u64>,
 }
 
 impl Society {
@@ -82,6 +110,11 @@ impl Society {
         self.lock().done
     }
 
+    /// How often each act was done while the world was split.
+    pub(crate) fn split(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().split.clone()
+    }
+
     fn users(&self) -> Vec<String> {
         self.lock().users.clone()
     }
@@ -101,11 +134,13 @@ pub(crate) struct Person {
     own: Vec<(String, String)>,
     /// Rooms that this one wanted to join and had no answer about.
     wanted: Vec<Known>,
+    /// Whom this one has banned.
+    banned: Vec<(Known, String)>,
 }
 
 /// Makes one user on every node, and the room in which all of them are.
-pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> (Society, Vec<Person>) {
-    let society = Society::default();
+pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> Vec<Person> {
+    let society = world.society.clone();
     let mut people = Vec::new();
     for (number, node) in world.nodes.iter().enumerate() {
         let client = Client::register(world, number, &format!("user{number}")).await;
@@ -120,6 +155,7 @@ pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> (Society, Vec<Perso
             transactions: 0,
             own: Vec::new(),
             wanted: Vec::new(),
+            banned: Vec::new(),
         });
     }
     people[0].create(true).await;
@@ -129,7 +165,7 @@ pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> (Society, Vec<Perso
         let joined = person.join(&room).await;
         assert!(matches!(joined, Answer::Done(_)), "nothing is wrong yet: {joined:?}");
     }
-    (society, people)
+    people
 }
 
 impl Person {
@@ -168,13 +204,18 @@ impl Person {
                 self.in_room(room, Method::POST, "leave", json!({})).await;
             }
             (19..=25, Some(room)) => self.on_someone(room, "invite").await,
-            (26..=30, Some(room)) => self.on_someone(room, "kick").await,
+            (26..=27, Some(room)) => self.on_someone(room, "kick").await,
+            (28..=29, Some(room)) => self.on_someone(room, "ban").await,
+            (30, _) => self.unban().await,
             (31..=34, Some(room)) => self.appoint(room).await,
             (35..=40, Some(room)) => {
                 let topic = json!({"topic": format!("{} by {}", self.dice.between(0, 9_999), self.number)});
                 self.in_room(room, Method::PUT, "state/m.room.topic", topic).await;
             }
             (41..=46, _) => self.redact().await,
+            (47..=52, Some(room)) if !room.main && room.via == self.server && rooms.len() < MAX_WITH_UPGRADES => {
+                self.upgrade(room).await;
+            }
             (_, Some(room)) => {
                 for _ in 0..self.dice.between(1, 3) {
                     self.write(room).await;
@@ -186,9 +227,16 @@ impl Person {
 
     /// Asks, and counts what was done.
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let act = ACTS
+            .into_iter()
+            .find(|(_, part)| method != Method::GET && path.contains(part));
         let answer = self.client.ask(method, path, body).await;
         if matches!(answer, Answer::Done(_)) {
-            self.society.lock().done += 1;
+            let mut society = self.society.lock();
+            society.done += 1;
+            if let Some((act, _)) = act.filter(|_| self.client.is_world_split()) {
+                *society.split.entry(act).or_default() += 1;
+            }
         }
         answer
     }
@@ -208,21 +256,46 @@ impl Person {
 
     async fn create(&self, main: bool) {
         let version = self.dice.choose(&["10", "11", "12"]).copied().unwrap_or("11");
-        let preset = if main || self.dice.percent(70) {
-            "public_chat"
-        } else {
-            "private_chat"
+        let open = main || self.dice.percent(50);
+        let preset = if open { "public_chat" } else { "private_chat" };
+        let rule = match self.society.rooms().first() {
+            Some(room) if !open => match self.dice.between(0, 3) {
+                0 | 1 => Some(json!({"join_rule": "knock"})),
+                2 => Some(
+                    json!({"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": room.id}]}),
+                ),
+                _ => None,
+            },
+            _ => None,
         };
+        let knocks = rule.as_ref().is_some_and(|rule| rule["join_rule"] == "knock");
+        let initial: Vec<Value> = rule
+            .into_iter()
+            .map(|content| json!({"type": "m.room.join_rules", "content": content}))
+            .collect();
         let mut users = self.society.users();
         self.dice.shuffle(&mut users);
         users.retain(|user| *user != self.client.user);
         users.truncate(if main { 0 } else { 3 });
-        let body = json!({"preset": preset, "room_version": version, "invite": users});
+        let body = json!({"preset": preset, "room_version": version, "invite": users, "initial_state": initial});
         let answer = self
             .ask(Method::POST, "/_matrix/client/v3/createRoom", Some(&body))
             .await;
+        self.tell(&answer, "room_id", main, knocks);
+    }
+
+    /// Puts another room in the place of one.
+    async fn upgrade(&self, room: &Known) {
+        let answer = self
+            .in_room(room, Method::POST, "upgrade", json!({"new_version": "12"}))
+            .await;
+        self.tell(&answer, "replacement_room", false, room.knocks);
+    }
+
+    /// Tells the others of a room that was made.
+    fn tell(&self, answer: &Answer, field: &str, main: bool, knocks: bool) {
         if let Answer::Done(body) = answer
-            && let Some(id) = body["room_id"].as_str()
+            && let Some(id) = body[field].as_str()
         {
             let mut society = self.society.lock();
             society.joined.insert((id.to_owned(), self.client.user.clone()));
@@ -230,6 +303,7 @@ impl Person {
                 id: id.to_owned(),
                 via: self.server.clone(),
                 main,
+                knocks,
             });
         }
     }
@@ -248,6 +322,11 @@ impl Person {
 
     /// Joins a room, and tries again later if there is no answer: it may have been half done.
     async fn enter(&mut self, room: &Known) {
+        if room.knocks && self.dice.percent(70) {
+            let path = format!("/_matrix/client/v3/knock/{}?via={}", escape(&room.id), room.via);
+            self.ask(Method::POST, &path, Some(&json!({}))).await;
+            return;
+        }
         for _ in 0..ATTEMPTS {
             if self.join(room).await != Answer::Unknown {
                 return;
@@ -257,7 +336,7 @@ impl Person {
         self.wanted.push(room.clone());
     }
 
-    async fn on_someone(&self, room: &Known, what: &str) {
+    async fn on_someone(&mut self, room: &Known, what: &str) {
         let mut users = self.society.users();
         if room.main {
             // Most of the main room stay in it, so that there is somebody whose messages all must see.
@@ -265,7 +344,18 @@ impl Person {
         }
         users.retain(|user| *user != self.client.user);
         if let Some(user) = self.dice.choose(&users) {
-            self.in_room(room, Method::POST, what, json!({"user_id": user})).await;
+            let answer = self.in_room(room, Method::POST, what, json!({"user_id": user})).await;
+            if what == "ban" && matches!(answer, Answer::Done(_)) {
+                self.banned.push((room.clone(), user.clone()));
+            }
+        }
+    }
+
+    /// Lets somebody come back whom this one has banned.
+    async fn unban(&mut self) {
+        if let Some((room, user)) = self.banned.pop() {
+            self.in_room(&room, Method::POST, "unban", json!({"user_id": user}))
+                .await;
         }
     }
 

@@ -2,11 +2,13 @@
 //! nothing about when they do.
 
 use std::{
-    path::PathBuf,
+    error::Error,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use http::Method;
+use kith_engine::RoomReader;
 use kith_node::{
     Homeserver, client_api,
     clock::{Clock, Computing, World as NodeWorld},
@@ -16,12 +18,13 @@ use kith_node::{
     identity::{IdentityKey, KeyDocument, NodeKey},
 };
 use kith_store::{Execution, Store, StoreConfig};
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, UInt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::{
+    checker::Finding,
     clock::WallClock,
     disk::{self, DiskDrive, Machine},
     faults::{Fault, Faults},
@@ -29,6 +32,8 @@ use crate::{
     random::Dice,
     trace::Trace,
     variant::Variant,
+    vfs,
+    workload::{Sent, Society},
 };
 
 /// Milliseconds for which the nodes' key documents hold: longer than any run, clocks that are wrong included.
@@ -37,7 +42,7 @@ const YEAR: u32 = 2_147_483_647;
 const EVENTS: usize = 256;
 
 /// What a run is made from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// From what everything follows.
     pub(crate) seed: u64,
@@ -47,6 +52,20 @@ pub(crate) struct Plan {
     pub(crate) variant: Variant,
     /// Whether the trace goes to standard error.
     pub(crate) shown: bool,
+    /// Where its files go, if that is given.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// A folder that goes when it is dropped, in memory where there is a file system in it: what a disk does wrong is simulated,
+/// what it does right need not last.
+pub(crate) fn folder_in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() {
+        tempfile::Builder::new().prefix("kith-sim-").tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    folder.expect("a folder for the databases")
 }
 
 /// What stays of a node over its restarts.
@@ -73,10 +92,13 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     /// What happened.
     pub(crate) trace: Trace,
+    /// What the people have done, and were told.
+    pub(crate) society: Society,
+    findings: Mutex<Vec<Finding>>,
     /// Tells the number of a node that stopped.
     stopped: mpsc::Sender<usize>,
     homeservers: Mutex<Vec<Option<Homeserver>>>,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl World {
@@ -85,23 +107,16 @@ impl World {
         let (stopped, stops) = mpsc::channel(plan.nodes * 4);
         let trace = Trace::new(plan.shown);
         let faults = Faults::default();
-        // Memory where there is a file system in it: what the disk does wrong is simulated, what it does right need not last.
-        let memory = std::path::Path::new("/dev/shm");
-        let folder = if memory.is_dir() {
-            tempfile::Builder::new()
-                .prefix(&format!("kith-sim-{}-", std::process::id()))
-                .tempdir_in(memory)
-        } else {
-            tempfile::tempdir()
-        };
-        let folder = folder.expect("a folder for the databases");
+        let own = plan.folder.is_none().then(folder_in_memory);
+        let folder = own.as_ref().map(|folder| folder.path().to_owned());
+        let folder = folder.or(plan.folder.clone()).expect("a folder for the databases");
         let nodes: Vec<Node> = (0..plan.nodes)
             .map(|number| {
                 let dice = |part: &str| Dice::new(plan.seed, &format!("{part} {number}"));
-                let folder = folder.path().join(number.to_string());
+                let folder = folder.join(number.to_string());
                 let settings = disk::Settings {
                     file: folder.join("kith.db"),
-                    forgets: plan.variant.forgets(),
+                    skips_syncs: plan.variant.skips_syncs(),
                     flips: plan.variant.flips(number),
                 };
                 let disk = DiskDrive::new(number, settings, dice("disk"), faults.clone(), stopped.clone());
@@ -121,34 +136,72 @@ impl World {
             wires,
             faults,
             trace,
+            society: Society::default(),
+            findings: Mutex::default(),
             stopped,
-            _folder: folder,
+            _folder: own,
         };
+        let disks: Vec<_> = world.nodes.iter().map(|node| Arc::clone(&node.disk)).collect();
+        vfs::install(plan.seed, move |path| disks.iter().find_map(|disk| disk.watch(path)));
         (Arc::new(world), stops)
     }
 
-    /// Starts a node over whatever its disk holds.
+    /// Starts a node over whatever its disk holds. One whose disk fails meanwhile stops, to be started again.
     pub(crate) async fn boot(&self, number: usize) {
         let node = &self.nodes[number];
         let machine = Machine::start();
+        let loss = node.disk.start(&machine).expect("files can be copied");
+        self.trace.note(format_args!("{number} starts; {loss:?}"));
+        node.disk.quietly(|file| self.check_file(number, file));
+        let failed = node.disk.failed();
+        let started = self.start(number, &machine).await;
+        let Err(problem) = started else { return };
+        if node.disk.failed() == failed && machine.runs() {
+            self.find(format!("node {number} does not start: {problem}"));
+        }
+        self.trace.note(format_args!("{number} does not start: {problem}"));
+        if machine.stop() {
+            // The queue has room for several stops of every node.
+            let _ = self.stopped.try_send(number);
+        }
+    }
+
+    /// After any crash, the file passes what `kith check` does, and holds every message that was acknowledged.
+    fn check_file(&self, number: usize, file: &Path) {
+        if !file.exists() {
+            return;
+        }
+        match kith_store::check(file) {
+            Ok(checked) if checked.is_sound() => {}
+            Ok(checked) => self.find(format!(
+                "the file of node {number} is damaged by a crash: {:?}",
+                checked.problems
+            )),
+            Err(error) => self.find(format!(
+                "the file of node {number} does not open after a crash: {error}"
+            )),
+        }
+    }
+
+    async fn start(&self, number: usize, machine: &Arc<Machine>) -> Result<(), Box<dyn Error>> {
+        let node = &self.nodes[number];
         let mut config = Config::new(&node.folder);
         config.open_registration = true;
         let mut store = StoreConfig::new(node.folder.join("kith.db"));
         store.readers = 1;
         store.execution = Execution::InPlace(Arc::new(disk::Attached {
             drive: Arc::clone(&node.disk),
-            machine: Arc::clone(&machine),
+            machine: Arc::clone(machine),
         }));
-        node.disk.start().expect("files can be copied");
         let events = broadcast::channel(EVENTS).0;
         let hs = Homeserver::new(Context {
-            store: Store::open(&store).expect("a database opens after any crash"),
+            store: Store::open(&store)?,
             config: Arc::new(config),
             world: NodeWorld::new(node.clock.clone(), node.entropy.clone()).computing(Computing::InPlace),
             network: Arc::new(Interface {
                 node: number,
                 wires: self.wires.clone(),
-                machine: Arc::clone(&machine),
+                machine: Arc::clone(machine),
                 events: events.clone(),
             }),
             server_name: node.name.clone(),
@@ -158,18 +211,48 @@ impl World {
         self.wires.attach(
             number,
             Attached {
-                machine: Arc::clone(&machine),
+                machine: Arc::clone(machine),
                 federation: federation::router(hs.clone()),
                 client_api: client_api::router(hs.clone()),
                 events,
                 tasks: Tasks::default(),
             },
         );
-        self.trace.note(format_args!("{number} starts"));
         lock(&self.homeservers)[number] = Some(hs.clone());
-        if let Err(error) = hs.start().await {
-            assert!(!machine.runs(), "node {number} does not start: {error}");
+        hs.start().await?;
+        self.check_kept(number, &hs).await;
+        Ok(())
+    }
+
+    /// What a node has acknowledged it has.
+    async fn check_kept(&self, number: usize, hs: &Homeserver) {
+        let own = |sent: &Sent| sent.user.ends_with(hs.context.server_name.as_str());
+        let sent = self.society.sent().into_iter().filter(own);
+        let sent: Vec<OwnedEventId> = sent.filter_map(|sent| sent.event.try_into().ok()).collect();
+        let lost: Result<Vec<OwnedEventId>, kith_node::Error> = hs
+            .context
+            .store
+            .read(move |txn| {
+                let mut lost = sent;
+                lost.retain(|id| !txn.has_event(id).unwrap_or(true));
+                Ok(lost)
+            })
+            .await;
+        for event in lost.unwrap_or_default() {
+            self.find(format!(
+                "node {number} has acknowledged {event}, and lost it in a crash"
+            ));
         }
+    }
+
+    fn find(&self, what: String) {
+        self.trace.note(&what);
+        lock(&self.findings).push(Finding(what));
+    }
+
+    /// What was found wrong so far.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        lock(&self.findings).clone()
     }
 
     /// Stops a node's machine now.
@@ -258,6 +341,11 @@ impl Client {
             token: text("access_token"),
             wires: world.wires.clone(),
         }
+    }
+
+    /// Whether something keeps some nodes from reaching others now.
+    pub(crate) fn is_world_split(&self) -> bool {
+        self.wires.are_parted()
     }
 
     /// Asks its node; the path holds the query too.

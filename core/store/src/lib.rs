@@ -59,7 +59,7 @@ pub use e2ee::{
 };
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
-pub use execution::{Disk, DiskFuture, Execution, Room};
+pub use execution::{Disk, DiskFuture, Execution};
 pub use invites::OwedLeave;
 pub use media::{Media, MediaFile, MediaHash};
 pub use members::{Member, RoomMembership};

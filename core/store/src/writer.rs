@@ -18,7 +18,7 @@ use crate::{
     Seq, StoreError, WriteTxn,
     cache::Caches,
     error::is_full,
-    execution::{Disk, Execution, Room, Work},
+    execution::{Disk, Execution, Work},
 };
 
 /// Jobs committed together at the most; one fsync serves them all.
@@ -59,7 +59,6 @@ pub(crate) fn spawn(
         committed,
         full: false,
         log_pages: 0,
-        room: Room::Some,
     };
     match execution {
         Execution::Threads => thread::Builder::new()
@@ -79,8 +78,6 @@ struct Writer {
     full: bool,
     /// Pages in the log.
     log_pages: i32,
-    /// Whether the file may grow.
-    room: Room,
 }
 
 /// What a job's caller is told if the commit succeeds.
@@ -117,8 +114,9 @@ impl Writer {
     async fn run_in_place(mut self, disk: Arc<dyn Disk>) {
         self.watch_log();
         while let Some(first) = self.jobs.recv().await {
-            let Ok(room) = disk.before_commit().await else { return };
-            self.make_room(room);
+            if disk.before_commit().await.is_err() {
+                return;
+            }
             let settled = self.commit_group(first);
             if disk.after_commit().await.is_err() {
                 return;
@@ -148,22 +146,6 @@ impl Writer {
         let _ = self
             .conn
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
-    }
-
-    /// Lets the file grow or not, which to SQLite is a disk with room or a full one.
-    fn make_room(&mut self, room: Room) {
-        if room == self.room {
-            return;
-        }
-        let pages = match room {
-            Room::Some => u32::MAX - 1,
-            // Never less than the file has: as it is, it stays.
-            Room::None => 1,
-        };
-        match self.conn.pragma_update(None, "max_page_count", pages) {
-            Ok(()) => self.room = room,
-            Err(error) => tracing::error!(%error, "the size of the file could not be limited"),
-        }
     }
 
     /// Runs queued jobs in one transaction, each in a savepoint of its own.
