@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod backup;
+mod by_name;
 mod conversation;
 mod crash;
 mod full_disk;

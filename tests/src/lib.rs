@@ -8,11 +8,13 @@
 mod client;
 mod lan;
 mod process;
+mod relay;
 mod small_disk;
 
 pub use client::{Answer, Client, texts};
 pub use lan::{Lan, LanError};
 pub use process::{Node, NodeOptions, binary, kith};
+pub use relay::Relay;
 pub use small_disk::SmallDisk;
 
 use std::time::Duration;
