@@ -296,7 +296,7 @@ impl Room {
         }
         for sent in sent {
             let before = before.iter().any(|id| *id == sent.event);
-            if !times.contains_key(&sent.event) && !before && self.is_steady(&sent.user) {
+            if !times.contains_key(&sent.event) && !before && self.is_steady(&sent.user) && !self.was_closed(sent) {
                 let event = OwnedEventId::try_from(sent.event.as_str());
                 let event = event.map_or(sent.event.clone(), |id| self.describe(&id));
                 findings.push(Finding(format!(
@@ -305,6 +305,24 @@ impl Room {
                 )));
             }
         }
+    }
+
+    /// Whether the room was closed to ordinary people, as an upgrade does with the old room, by somebody of whom the sender of
+    /// a message had not heard. Who had is right not to show it. Server-server API, "Soft failure".
+    fn was_closed(&self, sent: &Sent) -> bool {
+        let closes = |pdu: &&Pdu| {
+            let content: Value = serde_json::from_str(pdu.content().get()).unwrap_or_default();
+            pdu.kind().to_string() == "m.room.power_levels" && content["events_default"].as_i64() > Some(0)
+        };
+        let mut closings = self.events.values().filter(closes).peekable();
+        let Ok(event) = OwnedEventId::try_from(sent.event.as_str()) else {
+            return false;
+        };
+        if closings.peek().is_none() {
+            return false;
+        }
+        let known = self.ancestors([event]);
+        closings.any(|pdu| !known.contains(pdu.event_id()))
     }
 
     /// Whether a user is in the room since its only join, which nobody questioned.
