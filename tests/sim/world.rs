@@ -159,6 +159,7 @@ impl World {
         if node.disk.failed() == failed && machine.runs() {
             self.find(format!("node {number} does not start: {problem}"));
         }
+        let problem = self.without_folder(&problem.to_string());
         self.trace.note(format_args!("{number} does not start: {problem}"));
         if machine.stop() {
             // The queue has room for several stops of every node.
@@ -245,8 +246,14 @@ impl World {
         }
     }
 
+    /// A text as it is in every run of a seed, wherever the files are.
+    fn without_folder(&self, text: &str) -> String {
+        let folder = self.nodes.first().and_then(|node| node.folder.parent());
+        text.replace(&folder.unwrap_or(Path::new("")).display().to_string(), "")
+    }
+
     fn find(&self, what: String) {
-        self.trace.note(&what);
+        self.trace.note(self.without_folder(&what));
         lock(&self.findings).push(Finding(what));
     }
 
