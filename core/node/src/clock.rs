@@ -160,3 +160,37 @@ fn rand_core_next(rng: &mut EntropyRng) -> u32 {
     rng.0.fill(&mut bytes);
     u32::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Mutex, thread};
+
+    use super::*;
+
+    fn world(computing: Computing) -> World {
+        World::system().computing(computing)
+    }
+
+    #[tokio::test]
+    async fn computing_in_place_stays_on_the_runtimes_thread_and_is_not_divided() {
+        let here = thread::current().id();
+        let place = |world: World| async move { world.compute(|| thread::current().id()).await.unwrap() };
+        assert_eq!(place(world(Computing::InPlace)).await, here);
+        assert_ne!(place(world(Computing::Threads)).await, here);
+        assert_eq!(world(Computing::InPlace).processors(), 1);
+    }
+
+    #[tokio::test]
+    async fn computing_in_place_keeps_its_order_and_ends_without_its_caller() {
+        let world = world(Computing::InPlace);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let start = |number: u64| {
+            let order = Arc::clone(&order);
+            world.compute(move || order.lock().unwrap().push(number))
+        };
+        drop(start(0));
+        drop(start(1));
+        start(2).await.unwrap();
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
+    }
+}
