@@ -1,8 +1,6 @@
 //! Two nodes on one local network, which know nothing of each other.
 
-use std::io::Write;
-
-use kith_tests::{Lan, Node, NodeOptions};
+use kith_tests::{Lan, Node, NodeOptions, skipped};
 use serde_json::json;
 
 /// Starts a node on a machine as a user would who gives it no address, no ticket and no peer.
@@ -20,14 +18,7 @@ async fn node_on(lan: &Lan, machine: usize) -> Node {
 async fn nodes_on_one_local_network_find_each_other_and_talk() {
     let lan = match Lan::set_up().await {
         Ok(lan) => lan,
-        Err(error) => {
-            // Not `eprintln!`: what a test that passes prints that way is never seen.
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED: nodes_on_one_local_network_find_each_other_and_talk: no network namespaces here ({error})"
-            );
-            return;
-        }
+        Err(error) => return skipped("nodes_on_one_local_network_find_each_other_and_talk", &error),
     };
     let (first, second) = (node_on(&lan, 0).await, node_on(&lan, 1).await);
     let mut alice = first.client_over_socket("alice").await;

@@ -8,6 +8,7 @@ mod crash;
 mod full_disk;
 mod kills;
 mod lan;
+mod nat;
 
 use kith_tests::{Client, Node};
 use serde_json::json;

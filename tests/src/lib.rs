@@ -6,18 +6,22 @@
 )]
 
 mod client;
+mod internet;
 mod lan;
+mod machine;
 mod process;
 mod relay;
 mod small_disk;
 
 pub use client::{Answer, Client, texts};
-pub use lan::{Lan, LanError};
+pub use internet::{Access, Host, Internet, Router, Uplink};
+pub use lan::Lan;
+pub use machine::LanError;
 pub use process::{Node, NodeOptions, binary, kith};
 pub use relay::Relay;
 pub use small_disk::SmallDisk;
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 /// No wait in these suites is longer than this: past it, what was waited for is taken to never come.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -28,4 +32,13 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("waited {DEADLINE:?} in vain for {what}"),
     }
+}
+
+/// Says that a test cannot be run here, and why.
+pub fn skipped(test: &str, reason: &LanError) {
+    // Not `eprintln!`: what a test that passes prints that way is never seen.
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: {test}: no network namespaces here ({reason})"
+    );
 }

@@ -1,4 +1,4 @@
-//! A `kith-relay` process.
+//! A relay in a process of its own, as a volunteer runs it. Dropping it kills the process.
 
 use std::process::Stdio;
 
@@ -11,41 +11,60 @@ use tokio::{
 
 use crate::{binary, within};
 
-/// A relay in a process and a data folder of its own, on a loopback port. Dropping it kills the process.
-pub struct Relay {
-    // The first to be dropped: the process ends before its folder goes.
-    _child: Child,
-    _data: TempDir,
-    /// The addresses to give to nodes.
-    pub addresses: Vec<String>,
-}
-
 /// What `kith-relay run --json` says once it serves.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Ready {
     addr: Vec<String>,
 }
 
+/// A running relay.
+pub struct Relay {
+    // The first to be dropped: the process ends before its folder goes.
+    process: Child,
+    /// The addresses to give to nodes.
+    pub addresses: Vec<String>,
+    _data: TempDir,
+}
+
 impl Relay {
-    /// Starts a relay.
+    /// Starts a relay on a loopback port.
     pub async fn start() -> Self {
+        Self::start_on(&[], &["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()]).await
+    }
+
+    /// Starts a relay that listens on these addresses, through a command unless that is empty.
+    pub async fn start_on(through: &[String], listen: &[String]) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let mut child = Command::new(binary("kith-relay"))
-            .args(["run", "--json", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--data"])
-            .arg(data.path())
+        let program = binary("kith-relay");
+        let mut command = match through {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        command.args(["run", "--json", "--data"]).arg(data.path());
+        for address in listen {
+            command.args(["--listen", address]);
+        }
+        let mut process = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .expect("the relay's program runs");
+            .expect("kith-relay starts");
+        let mut stdout = BufReader::new(process.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().expect("its output is piped"));
-        let read = within("the relay's ready line", stdout.read_line(&mut line)).await;
-        read.expect("output is text");
-        let ready: Ready = serde_json::from_str(&line).expect("a ready line");
+        within("the relay's ready line", stdout.read_line(&mut line))
+            .await
+            .expect("output is text");
+        let ready: Ready =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("no ready line ({error}): {line:?}"));
         Self {
-            _child: child,
-            _data: data,
+            process,
             addresses: ready.addr,
+            _data: data,
         }
     }
 
@@ -53,5 +72,10 @@ impl Relay {
     pub fn arguments(&self) -> Vec<String> {
         let each = self.addresses.iter().cloned();
         each.flat_map(|address| ["--relay".to_owned(), address]).collect()
+    }
+
+    /// Ends the process without a warning.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.expect("the relay was running");
     }
 }
