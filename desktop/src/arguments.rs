@@ -46,6 +46,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         data: Data,
     },
+    /// Examine step by step whether others reach this node, and say what to do.
+    Doctor {
+        /// As one line of JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        data: Data,
+    },
     /// The 24 words that restore the identity.
     #[command(subcommand, arg_required_else_help = false)]
     Phrase(PhraseCommand),

@@ -20,6 +20,7 @@ use std::{
 use clap::{Parser, error::ErrorKind};
 use kith_node::{
     data_folder::DataFolder,
+    doctor::{Finding, Verdict},
     identity::{RecoveryPhrase, qr_text},
     keystore::Keystore,
     relays::Relay,
@@ -118,6 +119,16 @@ async fn carry_out(command: Command) -> Result<(), CommandError> {
                 say(&describe(&status))
             }
         }
+        Command::Doctor { json, data } => {
+            let reach = Reach::find(&data.folder()?).await?;
+            let findings = reach.examine().await;
+            reach.leave().await;
+            let findings = findings?;
+            if json {
+                return say_json(&findings);
+            }
+            findings.iter().try_for_each(|finding| say(&describe_finding(finding)))
+        }
         Command::Phrase(PhraseCommand::Show { data }) => show_phrase(&data),
         Command::Phrase(PhraseCommand::Restore { data }) => restore_phrase(&data),
         Command::Backup { file, data } => {
@@ -215,6 +226,24 @@ fn describe(status: &control::Report) -> String {
     }
     lines.push(format!("ticket   {}", node.ticket));
     lines.join("\n")
+}
+
+fn describe_finding(finding: &Finding) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Good => "good",
+        Verdict::Fair => "fair",
+        Verdict::Bad => "BAD ",
+    };
+    let advice = finding
+        .advice
+        .iter()
+        .map(|advice| format!("\n                {advice}"));
+    format!(
+        "{verdict}  {:<9} {}{}",
+        finding.step,
+        finding.found,
+        advice.collect::<String>()
+    )
 }
 
 fn describe_relay(relay: &Relay) -> String {

@@ -5,6 +5,7 @@ use std::path::Path;
 use kith_node::{
     Multiaddr, Node,
     contacts::{AddPeerError, Introduction, IntroductionError},
+    doctor::{DoctorError, Finding},
     identity::TicketError,
     relays::{Relay, RelayError},
     status::StatusError,
@@ -27,6 +28,8 @@ pub(crate) enum OperationError {
     #[error(transparent)]
     Status(#[from] StatusError),
     #[error(transparent)]
+    Doctor(#[from] DoctorError),
+    #[error(transparent)]
     Relay(#[from] RelayError),
     #[error("the database cannot be read")]
     Store(#[from] StoreError),
@@ -43,7 +46,7 @@ impl OperationError {
             Self::Introduction(_) => true,
             Self::Backup(error) => matches!(error, BackupError::Exists(_) | BackupError::File { .. }),
             Self::Relay(error) => !matches!(error, RelayError::Store(_)),
-            Self::Ticket(_) | Self::Status(_) | Self::Store(_) => false,
+            Self::Ticket(_) | Self::Status(_) | Self::Doctor(_) | Self::Store(_) => false,
         }
     }
 }
@@ -90,6 +93,10 @@ pub(crate) async fn ticket(node: &Node) -> Result<TicketText, OperationError> {
 pub(crate) async fn backup(node: &Node, to: &Path) -> Result<Done, OperationError> {
     node.backup(to).await?;
     Ok(Done {})
+}
+
+pub(crate) async fn examine(node: &Node) -> Result<Vec<Finding>, OperationError> {
+    Ok(node.examine().await?)
 }
 
 pub(crate) async fn relays(node: &Node) -> Result<Vec<Relay>, OperationError> {

@@ -8,6 +8,7 @@ use kith_node::{
     clock::World,
     contacts::Introduction,
     data_folder::{DataFolder, DataFolderError},
+    doctor::Finding,
     relays::Relay,
 };
 
@@ -88,6 +89,13 @@ impl Reach {
         match self {
             Self::Running(client) => Ok(client.add_peer(text).await?),
             Self::Opened(node) => Ok(operations::add_peer(node, &introduction).await?),
+        }
+    }
+
+    pub(crate) async fn examine(&self) -> Result<Vec<Finding>, CommandError> {
+        match self {
+            Self::Running(client) => Ok(client.examine().await?),
+            Self::Opened(node) => Ok(operations::examine(node).await?),
         }
     }
 

@@ -179,7 +179,8 @@ fn open_page(http: &str) {
 }
 
 fn start_log() {
-    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn,libp2p_kad=error"));
+    let filter =
+        EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn,libp2p_kad=error,quinn_udp=error"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

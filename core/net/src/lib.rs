@@ -18,6 +18,7 @@ mod hello;
 mod net;
 mod owner;
 mod peers;
+pub mod probe;
 mod reachability;
 pub mod relay;
 mod server;

@@ -76,7 +76,7 @@ impl Drop for Inner {
 
 impl Net {
     /// Starts listening, dials the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
-    /// Relays have three seconds to grant a place; later they do so in the background. Needs a tokio runtime.
+    /// Relays are asked for a place in the background; see [`Net::await_places`]. Needs a tokio runtime.
     pub async fn start(config: NetConfig) -> Result<Self, StartError> {
         check_own_document(&config).await?;
         let keypair = keypair(&config.transport_key)?;
@@ -122,13 +122,12 @@ impl Net {
             stop,
             owner: Mutex::new(Some(tokio::spawn(owner.run()))),
         }));
-        net.await_places().await;
         Ok(net)
     }
 
-    /// Gives relays a moment to grant a place, so that the first ticket names them. A relay that is down does not keep the
-    /// node from starting; it is asked again later.
-    async fn await_places(&self) {
+    /// Gives relays a moment, three seconds, to grant a place, so that the first ticket names them. A relay that is down does not
+    /// keep the node from starting; it is asked again later.
+    pub async fn await_places(&self) {
         let mut listening = self.0.listening.clone();
         let settled = listening.wait_for(|now| now.settled);
         if timeout(PLACE_DEADLINE, settled).await.is_err() {
@@ -251,6 +250,26 @@ impl Net {
         let _ = self.0.commands.send(Command::NetworkChanged).await;
     }
 
+    /// Rests: gives up every connection but one to a relay that holds a place, dials nobody, and lets go soon of whoever comes and
+    /// says nothing. Returns within a second, when that is done.
+    pub async fn doze(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.commands.send(Command::Doze(reply)).await.is_ok() {
+            // An owner that is gone rests for ever.
+            let _ = done.await;
+        }
+    }
+
+    /// Ends [`Net::doze`]: what was given up is made again.
+    pub async fn wake(&self) {
+        let _ = self.0.commands.send(Command::Wake).await;
+    }
+
+    /// Whether a relay holds a place for this node now.
+    pub fn has_place(&self) -> bool {
+        self.0.listening.borrow().listen.iter().any(is_relayed)
+    }
+
     /// Dials the directory's contacts that are not connected, and again with growing pauses while they are not reached.
     pub async fn dial_contacts(&self) {
         let _ = self.0.commands.send(Command::DialContacts).await;
@@ -332,6 +351,13 @@ impl Net {
         let mut listening = self.0.listening.clone();
         listening.mark_unchanged();
         AddressesSeen(listening)
+    }
+
+    /// The addresses at which strangers reach us straight, as far as was confirmed or configured, without our PeerId.
+    pub fn external_addrs(&self) -> Vec<Multiaddr> {
+        let listening = self.0.listening.borrow();
+        let straight = listening.external.iter().filter(|address| !is_relayed(address));
+        straight.map(|address| split_peer_id(address.clone()).0).collect()
     }
 
     /// Waits until the addresses that we listen on are as `wanted`, for instance until a relay gave us a place. Never

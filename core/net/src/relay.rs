@@ -25,6 +25,10 @@ use crate::{
     dht, dial_back, swarm,
 };
 
+/// libp2p's AutoNAT gives a dial ten seconds, and takes one that is still under way then for its own fault, so that the node asks
+/// again and again. Dials may take two handshakes.
+const MAX_HANDSHAKE: Duration = Duration::from_secs(4);
+
 /// What a relay is started with.
 pub struct RelayConfig {
     /// The secret behind its PeerId. A relay's PeerId stands in tickets, so it should stay.
@@ -120,14 +124,18 @@ impl Relay {
         let keypair = Keypair::ed25519_from_bytes(config.transport_key.to_bytes())
             .map_err(|error| StartError::Transport(Box::new(error)))?;
         let peer_id = keypair.public().to_peer_id();
-        let transport = swarm::direct_transport(&keypair, &config.timing)?;
+        let timing = Timing {
+            handshake: config.timing.handshake.min(MAX_HANDSHAKE),
+            ..config.timing
+        };
+        let transport = swarm::direct_transport(&keypair, &timing)?;
         let reached_at = if config.external.is_empty() {
             &config.listen
         } else {
             &config.external
         };
         let behaviour = behaviour(&keypair, &config.limits, config.dht, reached_at);
-        let mut swarm = swarm::swarm(transport, behaviour, peer_id, &config.timing);
+        let mut swarm = swarm::swarm(transport, behaviour, peer_id, &timing);
         let listeners = swarm::listen(&mut swarm, &config.listen, drop).await?;
         let listen: Vec<_> = swarm.listeners().cloned().collect();
         let given = !config.external.is_empty();

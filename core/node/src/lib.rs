@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod contacts;
 pub mod data_folder;
+pub mod doctor;
 pub mod error;
 pub mod keystore;
 mod listener;
@@ -14,6 +15,7 @@ mod publishing;
 mod record_keys;
 pub mod relays;
 pub mod status;
+mod suspend;
 
 pub mod client_api;
 pub mod federation;

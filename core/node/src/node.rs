@@ -30,6 +30,7 @@ use crate::{
         libp2p::{Libp2p, inbound},
     },
     publishing,
+    suspend::Rest,
 };
 
 /// The setting that says whose database it is.
@@ -90,7 +91,8 @@ pub(crate) struct Inner {
     document: watch::Sender<Arc<KeyDocument>>,
     /// Held while going online or offline, so that only one of the two is under way.
     pub(crate) changing: AsyncMutex<()>,
-    stop: CancellationToken,
+    pub(crate) rest: Rest,
+    pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
     /// Given up only after everything is closed.
     folder: Mutex<Option<DataFolder>>,
@@ -125,6 +127,7 @@ impl Node {
             network,
             document,
             changing: AsyncMutex::new(()),
+            rest: Rest::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             folder: Mutex::new(Some(folder)),
@@ -154,6 +157,9 @@ impl Node {
         self.attach(self.start_net().await?);
         let started = self.inner.homeserver.start().await;
         started.map_err(|error| StartError::Homeserver(Box::new(error)))?;
+        if let Some(net) = self.inner.network.net() {
+            net.await_places().await;
+        }
         self.remember_addresses().await?;
         self.inner.tasks.spawn(keep_fresh(self.clone()));
         Ok(())
@@ -186,6 +192,7 @@ impl Node {
         let _changing = inner.changing.lock().await;
         inner.homeserver.shutdown().await;
         inner.network.detach().await;
+        inner.rest.wait().await;
         inner.homeserver.context.store.close().await;
         drop(inner.folder.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -206,7 +213,7 @@ impl Node {
     }
 
     /// Goes online through `net`, and has the DHT know where.
-    fn attach(&self, net: Net) {
+    pub(crate) fn attach(&self, net: Net) {
         let detached = self.inner.network.attach(net.clone());
         let stop = self.inner.stop.clone();
         let publishing = publishing::run(self.clone(), net);
@@ -220,7 +227,7 @@ impl Node {
     }
 
     /// Starts kith-net on the configured addresses, or on the default ones.
-    async fn start_net(&self) -> Result<Net, StartError> {
+    pub(crate) async fn start_net(&self) -> Result<Net, StartError> {
         let config = &self.inner.homeserver.context.config;
         if !config.listen.is_empty() {
             return self.start_net_on(config.listen.clone()).await;
@@ -300,8 +307,8 @@ impl Node {
         }
         let mut transport_for = inner.keystore.transport_key_lasts(&context.world)?;
         // A network that did not come back after the last change is missing.
-        if transport_for.is_zero() || inner.network.net().is_none() {
-            let _changing = inner.changing.lock().await;
+        let _changing = inner.changing.lock().await;
+        if !inner.rest.is_on() && (transport_for.is_zero() || inner.network.net().is_none()) {
             inner.network.detach().await;
             self.attach(self.start_net().await?);
             self.remember_addresses().await?;
@@ -309,7 +316,11 @@ impl Node {
             tracing::info!("took a new transport key");
         }
         let document_for = Duration::from_millis(Keystore::fresh_for(&document, context.world.now()));
-        Ok(transport_for.min(document_for))
+        // While the node rests, the key is renewed by whoever wakes it.
+        match inner.rest.is_on() {
+            true => Ok(document_for),
+            false => Ok(transport_for.min(document_for)),
+        }
     }
 }
 

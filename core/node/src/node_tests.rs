@@ -23,6 +23,7 @@ fn config(data: &Path) -> Config {
     let mut config = Config::new(data);
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
     config.mdns = false;
+    config.upnp = false;
     config
 }
 
@@ -62,6 +63,32 @@ async fn a_ticket_brings_two_nodes_together_and_they_find_each_other_again() {
     let alice = start(a.path()).await;
     connected(&alice, &bob).await;
     alice.shutdown().await;
+    bob.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_suspended_node_is_gone_and_comes_back_to_its_contacts() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (alice, bob) = (start(a.path()).await, start(b.path()).await);
+    let introduction = Introduction::Ticket(Box::new(bob.ticket().await.unwrap()));
+    alice.add_peer(&introduction).await.unwrap();
+    connected(&bob, &alice).await;
+
+    let mut events = bob.inner.network.events();
+    // Without a relay that holds a place, nothing stays, even of a node that would like to be woken.
+    alice.suspend(true).await.unwrap();
+    let name = alice.homeserver().context.server_name.clone();
+    assert_eq!(events.recv().await.unwrap(), PeerEvent::Down(name));
+    let status = alice.status().await.unwrap();
+    assert!(!status.online && status.peers.is_empty() && status.listen.is_empty());
+    alice.suspend(false).await.unwrap();
+
+    alice.resume().await.unwrap();
+    connected(&alice, &bob).await;
+    alice.resume().await.unwrap();
+    assert!(alice.status().await.unwrap().online);
+    alice.shutdown().await;
+    assert!(matches!(alice.suspend(false).await, Err(StartError::ShutDown)));
     bob.shutdown().await;
 }
 

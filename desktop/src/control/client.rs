@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use kith_node::{Multiaddr, data_folder::DataFolder, relays::Relay};
+use kith_node::{Multiaddr, data_folder::DataFolder, doctor::Finding, relays::Relay};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
@@ -56,6 +56,10 @@ impl Client {
     pub(crate) async fn add_peer(&self, ticket: &str) -> Result<AddedPeer, ControlError> {
         let ticket = ticket.to_owned();
         self.ask(Method::POST, "peers", Some(&AddPeer { ticket })).await
+    }
+
+    pub(crate) async fn examine(&self) -> Result<Vec<Finding>, ControlError> {
+        self.ask(Method::GET, "doctor", None::<&Done>).await
     }
 
     pub(crate) async fn relays(&self) -> Result<Vec<Relay>, ControlError> {

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use kith_node::{Node, relays::Relay, status::StatusError};
+use kith_node::{Node, doctor::Finding, relays::Relay, status::StatusError};
 
 use super::{AddPeer, AddUser, BASE, Backup, Failure, MAX_BODY, NamedRelay, Report};
 use crate::{
@@ -50,6 +50,7 @@ pub(crate) fn routes(surface: Surface) -> Router {
         .route(&at("ticket"), get(ticket))
         .route(&at("users"), post(add_user))
         .route(&at("peers"), post(add_peer))
+        .route(&at("doctor"), get(examine))
         .route(&at("relays"), get(relays).post(add_relay).delete(remove_relay))
         .route(&at("backup"), post(backup))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -97,6 +98,10 @@ async fn add_peer(State(surface): State<Surface>, Json(peer): Json<AddPeer>) -> 
 
 async fn backup(State(surface): State<Surface>, Json(backup): Json<Backup>) -> Result<Json<Done>, Failed> {
     Ok(Json(operations::backup(&surface.node, &backup.to).await?))
+}
+
+async fn examine(State(surface): State<Surface>) -> Result<Json<Vec<Finding>>, Failed> {
+    Ok(Json(operations::examine(&surface.node).await?))
 }
 
 async fn relays(State(surface): State<Surface>) -> Result<Json<Vec<Relay>>, Failed> {

@@ -100,6 +100,28 @@ fn relays_are_listed_added_and_removed_while_the_node_runs_and_while_it_does_not
 }
 
 #[test]
+fn the_doctor_says_what_is_wrong_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    kith(data, &["ticket"], "").ok();
+    let asleep = kith(data, &["doctor"], "").ok();
+    assert!(
+        asleep.contains("not running") && asleep.contains("kith run"),
+        "{asleep}"
+    );
+    let _node = Running::start(data, &[]);
+    let findings: Value = serde_json::from_str(&kith(data, &["doctor", "--json"], "").ok()).unwrap();
+    let relays = &findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["step"] == "relays")
+        .unwrap();
+    assert_eq!(relays["verdict"], "bad");
+    assert!(relays["advice"].as_str().unwrap().contains("kith relay add"));
+}
+
+#[test]
 fn a_phrase_brings_the_identity_back() {
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let node = Running::start(old.path(), &[]);

@@ -16,7 +16,7 @@ use libp2p::{
 use super::PROTOCOL;
 use crate::{
     PeerAddresses, StartError, Timing,
-    address::{is_dialable, is_relayed, split_peer_id},
+    address::{is_dialable, is_relayed, split_peer_id, ways_to_relay},
     swarm::{self, BoxedTransport},
 };
 
@@ -73,8 +73,8 @@ impl Errand {
         let mut kad = kad::Behaviour::with_config(peer_id, MemoryStore::new(peer_id), settings);
         kad.set_mode(Some(kad::Mode::Client));
         for server in servers {
-            for address in &server.addresses {
-                kad.add_address(&server.peer_id, address.clone());
+            for address in ways_to_relay(&server.addresses) {
+                kad.add_address(&server.peer_id, address);
             }
         }
         // New peers in the table make libp2p look for more of them half a second later: of no use to an errand. Having

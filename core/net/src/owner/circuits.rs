@@ -20,6 +20,9 @@ use crate::address::{self, Path};
 /// Straight addresses get this much of a start.
 const CIRCUIT_PAUSE: Duration = Duration::from_millis(250);
 
+/// QUIC alone has this long to reach a relay.
+const TCP_PAUSE: Duration = Duration::from_secs(1);
+
 /// A relay that does not identify itself is used after this all the same.
 const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -33,6 +36,8 @@ pub(super) struct Circuits {
     prepared: HashMap<ConnectionId, Circuit>,
     /// Dials of relays.
     relay_dials: HashMap<ConnectionId, PeerId>,
+    /// Relays that are dialled over QUIC, and where they may be over TCP.
+    fallbacks: HashMap<PeerId, Vec<Multiaddr>>,
     /// Connections whose other end has identified itself, or had the time to.
     identified: HashSet<ConnectionId>,
 }
@@ -119,29 +124,56 @@ impl Owner {
             .map(|entry| entry.session.id)
     }
 
-    /// Connects to a relay, unless that is done or under way.
+    /// Connects to a relay, unless that is done or under way. TCP is for where QUIC leads nowhere: holes can be punched only
+    /// where both ends know how they look over the same of the two.
     pub(super) fn dial_relay(&mut self, relay: PeerId, addresses: &[Multiaddr]) {
-        if self.connections_to_relay(relay).next().is_some() || self.circuits.relay_dials.values().any(|r| *r == relay)
-        {
+        if self.connections_to_relay(relay).next().is_some() || self.is_dialling_relay(relay) {
             return;
         }
+        let ways = address::ways_to_relay(addresses).into_iter();
+        let (quic, tcp): (Vec<_>, Vec<_>) = ways.partition(|way| Path::of(way) == Path::Quic);
+        if quic.is_empty() {
+            self.start_relay_dial(relay, tcp);
+            return;
+        }
+        self.circuits.fallbacks.insert(relay, tcp);
+        self.later.spawn(async move {
+            tokio::time::sleep(TCP_PAUSE).await;
+            Later::RelayOverTcp(relay)
+        });
+        self.start_relay_dial(relay, quic);
+    }
+
+    fn is_dialling_relay(&self, relay: PeerId) -> bool {
+        self.circuits.relay_dials.values().any(|dialled| *dialled == relay)
+    }
+
+    fn start_relay_dial(&mut self, relay: PeerId, ways: Vec<Multiaddr>) {
         let options = DialOpts::peer_id(relay)
             .condition(PeerCondition::Always)
-            .addresses(address::ways_to_relay(addresses))
+            .addresses(ways)
             .build();
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => drop(self.circuits.relay_dials.insert(id, relay)),
             Err(error) => {
                 tracing::debug!(%relay, %error, "the relay was not dialled");
-                self.relay_failed(relay);
+                self.relay_dial_failed(relay);
             }
+        }
+    }
+
+    /// A relay that was dialled over QUIC alone has had its time.
+    pub(super) fn dial_relay_over_tcp(&mut self, relay: PeerId) {
+        if let Some(ways) = self.circuits.fallbacks.remove(&relay) {
+            self.start_relay_dial(relay, ways);
         }
     }
 
     /// A connection came up; if to a relay, it has a while to say who it is.
     pub(super) fn note_relay_connected(&mut self, id: ConnectionId) {
-        if self.circuits.relay_dials.remove(&id).is_some() {
+        if let Some(relay) = self.circuits.relay_dials.remove(&id) {
+            self.circuits.fallbacks.remove(&relay);
             self.later.spawn(async move {
                 tokio::time::sleep(IDENTIFY_PATIENCE).await;
                 Later::Identified(id)
@@ -174,9 +206,17 @@ impl Owner {
     pub(super) fn handle_relay_dial_error(&mut self, id: ConnectionId) -> bool {
         let relay = self.circuits.relay_dials.remove(&id);
         if let Some(relay) = relay {
-            self.relay_failed(relay);
+            self.relay_dial_failed(relay);
         }
         relay.is_some()
+    }
+
+    fn relay_dial_failed(&mut self, relay: PeerId) {
+        if self.circuits.fallbacks.contains_key(&relay) {
+            self.dial_relay_over_tcp(relay);
+        } else if !self.is_dialling_relay(relay) && self.connections_to_relay(relay).next().is_none() {
+            self.relay_failed(relay);
+        }
     }
 
     /// A connection that may have been to a relay is gone.

@@ -421,6 +421,9 @@ impl Owner {
 
     /// Asks the directory whom to connect to.
     pub(super) fn look_up_contacts(&mut self) {
+        if self.rest.is_on() {
+            return;
+        }
         let shared = self.shared.clone();
         self.later.spawn(async move {
             match shared.own.directory.contacts().await {
@@ -455,6 +458,10 @@ impl Owner {
 
     /// Dials a lost contact after a pause that grows with each failure.
     pub(super) fn redial_later(&mut self, server: OwnedServerName) {
+        if self.rest.is_on() {
+            self.dialling.redials.remove(&server);
+            return;
+        }
         let tries = self.dialling.redials.entry(server.clone()).or_default();
         if *tries >= MAX_REDIALS {
             self.dialling.redials.remove(&server);

@@ -4,6 +4,7 @@
 mod circuits;
 mod dialling;
 mod reservations;
+mod sleep;
 mod surroundings;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use futures::{StreamExt, future::join_all};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    core::{ConnectedPoint, Endpoint, transport::ListenerId},
+    core::{ConnectedPoint, transport::ListenerId},
     identify, mdns,
     swarm::{ConnectionId, SwarmEvent},
 };
@@ -27,7 +28,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{circuits::Circuits, dialling::Dialling, reservations::Reservations, surroundings::Surroundings};
+use self::{
+    circuits::Circuits, dialling::Dialling, reservations::Reservations, sleep::Rest, surroundings::Surroundings,
+};
 use crate::{
     PeerAddresses, StartError,
     address::{self, Path},
@@ -66,6 +69,10 @@ pub(crate) enum Command {
     DialContacts,
     /// Hold places at these relays, and at no others.
     SetRelays(Vec<Multiaddr>),
+    /// Give up every connection but one to a relay, and say when that is done.
+    Doze(oneshot::Sender<()>),
+    /// Hold connections again.
+    Wake,
 }
 
 /// What the owner started beside itself and is told of when done.
@@ -88,12 +95,18 @@ enum Later {
     Rested(PeerId),
     /// This dial through a relay is to be started.
     Circuit(ConnectionId),
+    /// This relay was not reached over QUIC yet.
+    RelayOverTcp(PeerId),
     /// The other end of this connection has had time to identify itself.
     Identified(ConnectionId),
     /// Interfaces changed, and no further change came with it.
     NetworkChanged,
     /// Enough strangers were asked whether they reach us.
     LookedAround(u64),
+    /// Peers had time to take leave before this node rests.
+    Dozed,
+    /// A peer that came while this node rests had time to speak.
+    Visited(ConnectionId),
     /// Connections to this server were checked; the best one can be told now.
     Settle(OwnedServerName),
     /// Nothing follows from it.
@@ -140,6 +153,7 @@ pub(crate) struct Owner {
     /// Where searches in the DHT put what they find.
     found: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
     surroundings: Surroundings,
+    rest: Rest,
     later: JoinSet<Later>,
 }
 
@@ -177,6 +191,7 @@ impl Owner {
             dht,
             found: mpsc::channel(FOUND_QUEUE),
             surroundings: Surroundings::default(),
+            rest: Rest::default(),
             later: JoinSet::new(),
         }
     }
@@ -234,6 +249,8 @@ impl Owner {
                 self.publish_listening();
             }
             Command::DialContacts => self.look_up_contacts(),
+            Command::Doze(reply) => self.doze(reply),
+            Command::Wake => self.wake(),
         }
     }
 
@@ -252,9 +269,12 @@ impl Owner {
             Later::DialLan(peer_id) => self.dial_lan_peer(peer_id),
             Later::Rested(relay) => self.handle_rested(relay),
             Later::Circuit(id) => self.start_circuit(id),
+            Later::RelayOverTcp(relay) => self.dial_relay_over_tcp(relay),
             Later::Identified(id) => self.handle_identified(id),
             Later::NetworkChanged => self.handle_network_changed(),
             Later::LookedAround(look) => self.handle_looked_around(look),
+            Later::Dozed => self.handle_dozed(),
+            Later::Visited(id) => self.handle_visited(id),
             Later::Settle(server) => self.settle(&server),
             Later::Lost(None) | Later::Done => {}
         }
@@ -355,9 +375,11 @@ impl Owner {
         match connection.endpoint {
             ConnectedPoint::Listener { .. } => Greeting::Listener,
             ConnectedPoint::Dialer { .. } if !self.sessions.values().any(relayed) => Greeting::None,
-            ConnectedPoint::Dialer { role_override, .. } => match role_override {
-                Endpoint::Dialer => Greeting::Dialler(Turn::First),
-                Endpoint::Listener => Greeting::Listener,
+            // Over QUIC, each end's dial is a connection of its own, whatever role libp2p gave it.
+            ConnectedPoint::Dialer { role_override, .. } if role_override.is_dialer() => Greeting::Dialler(Turn::First),
+            ConnectedPoint::Dialer { ref address, .. } => match Path::of(address) {
+                Path::Quic => Greeting::Dialler(Turn::First),
+                Path::Tcp | Path::Relayed => Greeting::Listener,
             },
         }
     }
@@ -387,7 +409,7 @@ impl Owner {
             News::Nameless => self.dial_ended(report.id),
             News::Over(fault) => {
                 if let SessionFault::Dead = fault {
-                    self.doubt_relay_of(report.id);
+                    self.doubt_relays(report.id);
                 }
                 match &fault {
                     SessionFault::Drained => tracing::debug!("a spare connection is done"),
@@ -413,17 +435,18 @@ impl Owner {
         }
         self.keep_addresses(id);
         self.connected(&server, id, &peer);
+        self.watch_visitor(id);
         self.seek_straight_path(&session, &peer);
         self.check_all(&peer);
     }
 
-    /// A connection went dead; if it was relayed, that may be because of the relay.
-    fn doubt_relay_of(&mut self, id: ConnectionId) {
+    /// A connection went dead: that may be because of its relay, or of the network, and then relays are out of reach as well.
+    fn doubt_relays(&mut self, id: ConnectionId) {
         let Some(entry) = self.sessions.get(&id) else { return };
-        if entry.session.path() == Path::Relayed
-            && let Some((relay, _)) = address::relay_of(&entry.session.address)
-        {
-            self.doubt_relay(relay);
+        let relay = address::relay_of(&entry.session.address).filter(|_| entry.session.path() == Path::Relayed);
+        match relay {
+            Some((relay, _)) => self.doubt_relay(relay),
+            None => self.doubt_all_relays(),
         }
     }
 
@@ -433,9 +456,10 @@ impl Owner {
         self.dial_ended(id);
         self.handle_relay_closed(id, entry.session.peer_id);
         let Some(peer) = entry.peer else { return };
-        if self.peers.remove(&peer, id) && !self.stop.is_cancelled() {
+        if self.peers.remove(&peer, id) && !self.stop.is_cancelled() && !self.rest.is_on() {
             self.look_up_lost(peer.server_name.clone());
         }
+        self.note_quiet();
     }
 
     fn handle_identify(&mut self, event: identify::Event) {
@@ -547,14 +571,15 @@ impl Owner {
 
     /// Ends every connection so that peers notice at once, then every task; then nothing of ours is bound any more.
     async fn finish(mut self) {
-        for (id, entry) in &self.sessions {
-            match entry.peer {
-                Some(_) => entry.session.retire(),
-                // Strangers and relays have nothing under way that could be lost.
-                None => drop(self.swarm.close_connection(*id)),
-            }
+        for entry in self.sessions.values().filter(|entry| entry.peer.is_some()) {
+            entry.session.retire();
         }
-        let _ = timeout(GRACE, self.drain()).await;
+        // Strangers and relays have nothing under way that could be lost, but what goes through relays has.
+        let _ = timeout(GRACE, self.drain(|entry| entry.peer.is_some())).await;
+        for id in self.sessions.keys() {
+            self.swarm.close_connection(*id);
+        }
+        let _ = timeout(GRACE, self.drain(|_| true)).await;
         let left: Vec<_> = self.sessions.keys().copied().collect();
         for id in left {
             self.handle_closed(id);
@@ -565,8 +590,9 @@ impl Owner {
         let _ = timeout(GRACE, self.shared.tasks.wait()).await;
     }
 
-    async fn drain(&mut self) {
-        while !self.sessions.is_empty() {
+    /// Waits until no such connection is left.
+    async fn drain(&mut self, such: fn(&Entry) -> bool) {
+        while self.sessions.values().any(such) {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle_swarm_event(event),
                 Some(report) = self.reports.recv() => self.handle_report(report),

@@ -9,8 +9,9 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, multiaddr::Protocol
 use super::{Later, Owner, dialling::pause};
 use crate::address;
 
-/// Places to hold.
+/// Places to hold, and while this node rests.
 const PLACES: usize = 2;
+const RESTING_PLACES: usize = 1;
 
 /// The longest pause before a relay is asked again.
 const MAX_REST: Duration = Duration::from_secs(10 * 60);
@@ -120,6 +121,7 @@ impl Owner {
 
     /// Asks relays for as many places as are missing: those that failed least first.
     pub(super) fn hold_places(&mut self) {
+        let wanted = if self.rest.is_on() { RESTING_PLACES } else { PLACES };
         loop {
             let relays = &self.reservations.0;
             let held = relays
@@ -127,7 +129,7 @@ impl Owner {
                 .filter(|relay| !matches!(relay.place, Place::None | Place::Resting))
                 .count();
             let spare = relays.iter().filter(|relay| relay.place == Place::None);
-            let Some(next) = spare.min_by_key(|relay| relay.failures).filter(|_| held < PLACES) else {
+            let Some(next) = spare.min_by_key(|relay| relay.failures).filter(|_| held < wanted) else {
                 return;
             };
             let (relay, addresses) = (next.peer_id, next.addresses.clone());
@@ -205,6 +207,12 @@ impl Owner {
         });
         self.hold_places();
         self.publish_listening();
+    }
+
+    /// The relay to stay with while this node rests: one that holds a place, if any does.
+    pub(super) fn keep_one_place(&self) -> Option<PeerId> {
+        let held = |relay: &&Relay| matches!(relay.place, Place::Held(_));
+        self.reservations.0.iter().find(held).map(|relay| relay.peer_id)
     }
 
     /// A relay that failed may be asked again.

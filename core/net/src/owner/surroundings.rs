@@ -153,6 +153,17 @@ impl Owner {
         }
     }
 
+    /// The network itself may be gone.
+    pub(super) fn doubt_all_relays(&mut self) {
+        let relays = self.sessions.values().filter(|entry| {
+            let known = entry.peer.is_some() || !self.circuits.is_identified(entry.session.id);
+            !known && entry.session.dialled
+        });
+        for session in relays.map(|entry| entry.session.clone()) {
+            self.shared.tasks.spawn(async move { session.probe().await });
+        }
+    }
+
     /// A path through a relay failed: the relay itself may be gone.
     pub(super) fn doubt_relay(&mut self, relay: PeerId) {
         for id in self.connections_to_relay(relay).collect::<Vec<_>>() {

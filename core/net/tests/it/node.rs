@@ -223,6 +223,7 @@ impl Setup {
 
     pub(crate) async fn start(self) -> Node {
         let net = Net::start(self.config()).await.unwrap();
+        net.await_places().await;
         Node { setup: self, net }
     }
 }

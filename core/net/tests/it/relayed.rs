@@ -189,3 +189,24 @@ async fn a_relay_is_found_over_tcp_where_quic_leads_nowhere() {
     learn_circuits(&alice, &bob).await;
     assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
 }
+
+#[tokio::test]
+async fn a_resting_node_keeps_one_relay_and_is_reached_through_it() {
+    let [first, second] = relays::<2>().await;
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = [first.addrs(), second.addrs()].concat();
+    let bob = setup.start().await;
+    let alice = Setup::new().listen(&[]).start().await;
+    learn_circuits(&alice, &bob).await;
+    alice.get(&bob, "/").await.unwrap();
+    assert_eq!(places(&bob.net.listen_addrs()).len(), 2);
+
+    bob.net.doze().await;
+    connections(&bob, <[_]>::is_empty).await;
+    soon(bob.net.listening(|now| places(now).len() == 1)).await;
+    assert_eq!(alice.get(&bob, "/wake").await.unwrap().body(), &alice.expected("/wake"));
+
+    bob.net.wake().await;
+    soon(bob.net.listening(|now| places(now).len() == 2)).await;
+    assert_eq!(bob.get(&alice, "/back").await.unwrap().body(), &bob.expected("/back"));
+}
