@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     observer::{self, Observer},
-    workload::{Sent, Society},
+    workload::Sent,
     world::{Answer, Client, World, escape},
 };
 
@@ -71,7 +71,7 @@ pub(crate) async fn check(world: &World, clients: &[Client], observers: &[Observ
     for id in ids {
         let room = Room::look(world, id).await;
         room.check_equal(&mut findings);
-        room.check_members(world, society, &mut findings);
+        room.check_members(world, &mut findings);
         // A member may fetch what it was not sent when somebody looks for it.
         room.check_timelines(&sent, clients, observers, &mut findings).await;
         room.check_events(world, &mut findings).await;
@@ -163,7 +163,7 @@ impl Room {
     }
 
     /// The table of members says what the state says, and whoever is in the room by the others' word knows it.
-    fn check_members(&self, world: &World, society: &Society, findings: &mut Vec<Finding>) {
+    fn check_members(&self, world: &World, findings: &mut Vec<Finding>) {
         for held in &self.held {
             let by_state: BTreeSet<String> = held
                 .state
@@ -179,10 +179,7 @@ impl Room {
                     self.id, held.node, held.joined
                 )));
             }
-            // A join that was cut short stands in the room though its node has nothing of it, until its user tries again:
-            // nobody was told that it was done.
-            let told = |user: &&String| society.was_told_of_joining(self.id.as_str(), user);
-            for user in held.joined.iter().filter(told) {
+            for user in &held.joined {
                 let server = user.split_once(':').map_or("", |(_, server)| server);
                 let Some(node) = world.nodes.iter().position(|node| node.name == server) else {
                     continue;

@@ -110,13 +110,9 @@ async fn simulate(plan: Plan) -> Outcome {
     // Repetitions and answers that are still under way, and restarts.
     sleep_until(until + Duration::from_secs(900)).await;
     trouble::heal(&world).await;
-    let mut people = Vec::new();
     for person in living {
         // One that panicked is reported with the other panics.
-        people.extend(person.await);
-    }
-    for person in &mut people {
-        person.try_again().await;
+        let _ = person.await;
     }
     quiet(&world).await;
     end.send_replace(true);

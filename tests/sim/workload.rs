@@ -78,8 +78,6 @@ struct Inner {
     users: Vec<String>,
     rooms: Vec<Known>,
     sent: Vec<Sent>,
-    /// Rooms and the users whose last join of them was acknowledged.
-    joined: BTreeSet<(String, String)>,
     done: u64,
     /// What was done while the world was split.
     split: BTreeMap<&'static str, u64>,
@@ -98,11 +96,6 @@ impl Society {
     /// Every acknowledged message.
     pub(crate) fn sent(&self) -> Vec<Sent> {
         self.lock().sent.clone()
-    }
-
-    /// Whether a user was told that it is in a room, and not left in doubt by a later attempt to join.
-    pub(crate) fn was_told_of_joining(&self, room: &str, user: &str) -> bool {
-        self.lock().joined.contains(&(room.to_owned(), user.to_owned()))
     }
 
     /// How many requests were answered with 200.
@@ -132,8 +125,6 @@ pub(crate) struct Person {
     transactions: u64,
     /// What this one wrote: room and event.
     own: Vec<(String, String)>,
-    /// Rooms that this one wanted to join and had no answer about.
-    wanted: Vec<Known>,
     /// Whom this one has banned.
     banned: Vec<(Known, String)>,
 }
@@ -154,7 +145,6 @@ pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> Vec<Person> {
             dice: Dice::new(seed, &format!("person {number}")),
             transactions: 0,
             own: Vec::new(),
-            wanted: Vec::new(),
             banned: Vec::new(),
         });
     }
@@ -177,13 +167,6 @@ impl Person {
                 return self;
             }
             self.act().await;
-        }
-    }
-
-    /// Tries again, in a healed world, what had no answer.
-    pub(crate) async fn try_again(&mut self) {
-        for room in std::mem::take(&mut self.wanted) {
-            self.join(&room).await;
         }
     }
 
@@ -298,7 +281,6 @@ impl Person {
             && let Some(id) = body[field].as_str()
         {
             let mut society = self.society.lock();
-            society.joined.insert((id.to_owned(), self.client.user.clone()));
             society.rooms.push(Known {
                 id: id.to_owned(),
                 via: self.server.clone(),
@@ -310,18 +292,12 @@ impl Person {
 
     async fn join(&self, room: &Known) -> Answer {
         let path = format!("/_matrix/client/v3/join/{}?via={}", escape(&room.id), room.via);
-        let answer = self.ask(Method::POST, &path, Some(&json!({}))).await;
-        let key = (room.id.clone(), self.client.user.clone());
-        if matches!(answer, Answer::Done(_)) {
-            self.society.lock().joined.insert(key);
-        } else {
-            self.society.lock().joined.remove(&key);
-        }
-        answer
+        self.ask(Method::POST, &path, Some(&json!({}))).await
     }
 
-    /// Joins a room, and tries again later if there is no answer: it may have been half done.
-    async fn enter(&mut self, room: &Known) {
+    /// Joins a room, and tries again a few times if there is no answer. If there never is one, its node finishes what was
+    /// begun, or takes it back.
+    async fn enter(&self, room: &Known) {
         if room.knocks && self.dice.percent(70) {
             let path = format!("/_matrix/client/v3/knock/{}?via={}", escape(&room.id), room.via);
             self.ask(Method::POST, &path, Some(&json!({}))).await;
@@ -333,7 +309,6 @@ impl Person {
             }
             sleep(Duration::from_secs(self.dice.between(2, 60))).await;
         }
-        self.wanted.push(room.clone());
     }
 
     async fn on_someone(&mut self, room: &Known, what: &str) {

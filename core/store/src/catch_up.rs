@@ -3,7 +3,7 @@
 
 use ruma::{OwnedEventId, OwnedRoomId, RoomId, ServerName};
 
-use crate::{ReadTxn, StoreError, WriteTxn, intern::parse};
+use crate::{Moment, ReadTxn, StoreError, WriteTxn, departures::HELD_BY_THEN, intern::parse};
 
 /// As the index `events_depth` has it.
 const IN_THE_GRAPH: &str = "outlier = 0 AND status < 2";
@@ -45,25 +45,27 @@ impl ReadTxn<'_> {
         Ok((first.unwrap_or(0).try_into().unwrap_or(0), true))
     }
 
-    /// The events of a room at a depth or deeper, with their depths, the deepest first.
+    /// The events of a room that were held at a moment, at a depth or deeper, with their depths, the deepest first.
     pub fn events_from_depth(
         &self,
         room: &RoomId,
         depth: u64,
+        moment: Moment,
         limit: usize,
     ) -> Result<Vec<(u64, OwnedEventId)>, StoreError> {
         let Some(room) = self.room_no(room)? else {
             return Ok(Vec::new());
         };
         let mut statement = self.conn().prepare_cached(&format!(
-            "SELECT depth, event_id FROM events WHERE room = ? AND {IN_THE_GRAPH} AND depth >= ?
+            "SELECT depth, event_id FROM events WHERE room = ? AND {IN_THE_GRAPH} AND depth >= ? AND {HELD_BY_THEN}
              ORDER BY depth DESC, event_id LIMIT ?"
         ))?;
         let (depth, limit) = (
             i64::try_from(depth).unwrap_or(i64::MAX),
             i64::try_from(limit).unwrap_or(i64::MAX),
         );
-        let rows = statement.query_map((room, depth, limit), |row| {
+        let (event, seq) = moment.parameters();
+        let rows = statement.query_map((room, depth, event, seq, limit), |row| {
             let row: (i64, String) = (row.get(0)?, row.get(1)?);
             Ok(row)
         })?;

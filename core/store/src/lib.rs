@@ -13,9 +13,11 @@ mod catch_up;
 mod check;
 mod client_txns;
 mod column;
+mod departures;
 mod devices;
 mod directory;
 mod e2ee;
+mod entries;
 mod error;
 mod events;
 mod execution;
@@ -51,12 +53,14 @@ pub use aliases::Alias;
 pub use backup::BackupError;
 pub use check::{Checked, Problem, check};
 pub use client_txns::ClientTxn;
+pub use departures::{Departure, Moment};
 pub use devices::{Device, NewToken, Token, TokenKind};
 pub use directory::KnownAddresses;
 pub use e2ee::{
     BackedUpKey, CrossSigningRow, DehydratedDevice, DeviceListChanges, DeviceListPosition, DeviceRow, KeyBackup,
     KeyChange, OneTimeKeyState, RemoteDeviceList, ToDeviceMessage,
 };
+pub use entries::Entry;
 pub use error::{OpenError, StoreError};
 pub use events::{Direction, TimelineEvent};
 pub use execution::{Disk, DiskFuture, Execution};

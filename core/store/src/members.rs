@@ -231,7 +231,7 @@ impl WriteTxn<'_> {
         if joined == (before == Some(JOIN)) {
             return Ok(());
         }
-        self.count_joined(room, user, if joined { 1 } else { -1 })?;
+        self.count_joined(room, user, if joined { 1 } else { -1 }, seq)?;
         self.sharing_changed(JoinChange {
             room,
             user,
@@ -241,7 +241,7 @@ impl WriteTxn<'_> {
         })
     }
 
-    fn count_joined(&self, room: i64, user: &UserId, by: i64) -> Result<(), StoreError> {
+    fn count_joined(&self, room: i64, user: &UserId, by: i64, seq: Seq) -> Result<(), StoreError> {
         let server = self.intern_server(user.server_name())?;
         self.conn()
             .prepare_cached(
@@ -249,10 +249,15 @@ impl WriteTxn<'_> {
                  ON CONFLICT DO UPDATE SET joined = joined + excluded.joined",
             )?
             .execute((room, server, by))?;
-        if by < 0 {
-            self.conn()
-                .prepare_cached("DELETE FROM room_servers WHERE room = ? AND server = ? AND joined <= 0")?
-                .execute((room, server))?;
+        if by > 0 {
+            return self.set_departed(room, server, None);
+        }
+        let gone = self
+            .conn()
+            .prepare_cached("DELETE FROM room_servers WHERE room = ? AND server = ? AND joined <= 0")?
+            .execute((room, server))?;
+        if gone > 0 {
+            self.set_departed(room, server, Some(seq))?;
         }
         Ok(())
     }

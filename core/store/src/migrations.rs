@@ -16,6 +16,8 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/09_reports.sql")),
     M::up(include_str!("../migrations/10_invites.sql")),
     M::up(include_str!("../migrations/11_catch_up.sql")),
+    M::up(include_str!("../migrations/12_departures.sql")),
+    M::up(include_str!("../migrations/13_entries.sql")),
 ];
 
 /// All schema steps.

@@ -305,6 +305,9 @@ impl WriteTxn<'_> {
             self.save_extremities(room, event, change)?;
         }
         let state_changed = self.save_current_state(room, applied, state_after, seq)?;
+        if state_changed {
+            self.settle_departures(room, event, pdu, seq)?;
+        }
         Ok(SavedEvent {
             stream: row.stream.map(Seq),
             state_changed: state_changed.then_some(seq),

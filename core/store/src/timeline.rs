@@ -7,7 +7,7 @@ use ruma::{
 use rusqlite::params;
 
 use crate::{
-    Direction, ReadTxn, Seq, StoreError, TimelineEvent, column,
+    Direction, Moment, ReadTxn, Seq, StoreError, TimelineEvent, column,
     events::EventRow,
     intern::parse,
     members::{from_number, to_number},
@@ -82,12 +82,13 @@ impl ReadTxn<'_> {
         )
     }
 
-    /// Events of a room's timeline at or after a time, or at or before it, nearest first. Costs the timeline's length.
+    /// Events of a room's timeline as it was at a moment, at or after a time or at or before it, nearest first. Costs the timeline's length.
     pub fn events_near(
         &self,
         room: &RoomId,
         ts: MilliSecondsSinceUnixEpoch,
         direction: Direction,
+        moment: Moment,
         limit: usize,
     ) -> Result<Vec<TimelineEvent>, StoreError> {
         let (side, order) = match direction {
@@ -96,13 +97,16 @@ impl ReadTxn<'_> {
         };
         let sql = format!(
             "SELECT {columns} FROM events
-             WHERE room = (SELECT room FROM rooms WHERE room_id = ?1) AND stream IS NOT NULL AND ts {side} ?2
-             ORDER BY ts {order}, stream {order} LIMIT ?3",
+             WHERE room = (SELECT room FROM rooms WHERE room_id = ?1) AND stream <= ?3 AND ts {side} ?2
+             ORDER BY ts {order}, stream {order} LIMIT ?4",
             columns = EventRow::COLUMNS,
         );
         let mut statement = self.conn().prepare_cached(&sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![room.as_str(), column::millis(ts), limit], EventRow::read)?;
+        let rows = statement.query_map(
+            params![room.as_str(), column::millis(ts), moment.parameters().1, limit],
+            EventRow::read,
+        )?;
         let mut events = Vec::new();
         for row in rows {
             events.extend(self.timeline_entry(&row?)?);

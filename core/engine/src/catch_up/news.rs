@@ -18,7 +18,7 @@ use crate::limits::{
 pub struct Looked {
     /// Its forward extremities.
     pub heads: Vec<OwnedEventId>,
-    /// The servers in it; none once this server is not.
+    /// The servers in it; none once this server is not, and has nothing to say of how it left.
     pub servers: Vec<OwnedServerName>,
     /// Of the events asked about, those that are not held yet.
     pub unheld: Vec<OwnedEventId>,
@@ -36,6 +36,22 @@ pub(super) struct Watched {
     pub(super) holders: BTreeSet<OwnedServerName>,
     /// It came from its author's server, which tells the others itself.
     pub(super) by_author: Option<OwnedServerName>,
+    /// Servers that it removed from the room, and that may not know: they are in it no more, but this is for them too.
+    pub(super) removed: BTreeSet<OwnedServerName>,
+}
+
+impl Watched {
+    fn new(room: &RoomId, own: bool, since: Duration) -> Self {
+        Self {
+            room: room.to_owned(),
+            since,
+            own,
+            checked: false,
+            holders: BTreeSet::new(),
+            by_author: None,
+            removed: BTreeSet::new(),
+        }
+    }
 }
 
 impl CatchUp {
@@ -49,21 +65,32 @@ impl CatchUp {
         now: Duration,
     ) {
         for id in gone {
-            self.watched.remove(id);
+            if self.watched.get(id).is_some_and(|watched| watched.removed.is_empty()) {
+                self.watched.remove(id);
+            }
         }
+        self.watch(room, event, own, now);
+    }
+
+    /// An event, made here or not, removed these servers from a room. Later ones are none of theirs, but this one is.
+    pub fn handle_removed(
+        &mut self,
+        room: &RoomId,
+        event: OwnedEventId,
+        own: bool,
+        servers: impl IntoIterator<Item = OwnedServerName>,
+        now: Duration,
+    ) {
+        self.watch(room, event, own, now).removed.extend(servers);
+    }
+
+    fn watch(&mut self, room: &RoomId, event: OwnedEventId, own: bool, now: Duration) -> &mut Watched {
         if self.watched.len() >= MAX_WATCHED {
             self.watched.pop_first();
         }
-        let watched = Watched {
-            room: room.to_owned(),
-            since: now,
-            own,
-            checked: false,
-            holders: BTreeSet::new(),
-            by_author: None,
-        };
-        self.watched.entry(event).or_insert(watched);
         look_by(&mut self.looks, room, now + TELL_AFTER);
+        let watched = self.watched.entry(event);
+        watched.or_insert_with(|| Watched::new(room, own, now))
     }
 
     /// A server is known to hold an event. `author`: it made it, and sent it here itself.
@@ -106,7 +133,7 @@ impl CatchUp {
     pub fn handle_looked(&mut self, room: &RoomId, looked: &Looked, now: Duration, random: u64) {
         let here: HashSet<&OwnedEventId> = looked.heads.iter().chain(&looked.unheld).collect();
         self.watched
-            .retain(|id, watched| watched.room != room || here.contains(id));
+            .retain(|id, watched| watched.room != room || here.contains(id) || !watched.removed.is_empty());
         if !looked.servers.contains(&self.own) {
             self.watched.retain(|_, watched| watched.room != room);
             self.joins.remove(room);
@@ -123,7 +150,9 @@ impl CatchUp {
                 continue;
             }
             own |= watched.own;
-            let connected = looked.servers.iter().filter(|server| self.peers.contains_key(*server));
+            let members = looked.servers.iter().filter(|_| here.contains(id));
+            let concerned = members.chain(&watched.removed);
+            let connected = concerned.filter(|server| self.peers.contains_key(*server));
             let (vouched, others): (Vec<_>, Vec<_>) = connected
                 .filter(|server| !watched.holders.contains(*server))
                 .partition(|server| self.is_vouched_for(watched, server));
@@ -148,17 +177,18 @@ impl CatchUp {
         if own {
             self.note_unreached(room, looked, &mut untold);
         }
-        let mut told = 0;
-        for server in untold {
-            let peer = self.peers.get_mut(&server).filter(|peer| !peer.deaf);
+        let mut told = BTreeSet::new();
+        for server in &untold {
+            let peer = self.peers.get_mut(server).filter(|peer| !peer.deaf);
             let Some(peer) = peer else { continue };
-            if told >= TOLD_AT_ONCE {
+            if told.len() >= TOLD_AT_ONCE {
                 again = Some(now + TELL_AFTER);
                 break;
             }
             peer.rooms.insert(room.to_owned());
-            told += 1;
+            told.insert(server.clone());
         }
+        self.forget_removed(room, &untold, &told);
         if let Some(at) = again {
             self.looks.insert(room.to_owned(), at);
         }
@@ -180,9 +210,27 @@ impl CatchUp {
         look_by(&mut self.joins, room, due);
     }
 
+    /// Those that an event removed need no more thought when they were told, when its author sees to it, and when they are
+    /// away: then they are told when they come up.
+    fn forget_removed(&mut self, room: &RoomId, untold: &BTreeSet<OwnedServerName>, told: &BTreeSet<OwnedServerName>) {
+        let peers = &self.peers;
+        for watched in self.watched.values_mut().filter(|watched| watched.room == room) {
+            let waits = watched.by_author.is_some() && !watched.checked;
+            watched.removed.retain(|server| {
+                peers.contains_key(server) && !told.contains(server) && (waits || untold.contains(server))
+            });
+        }
+    }
+
     /// Something was made here, and who of the room cannot be told of it: connected members hear that, once for each change.
     fn note_unreached(&mut self, room: &RoomId, looked: &Looked, untold: &mut BTreeSet<OwnedServerName>) {
-        let others = || looked.servers.iter().filter(|server| **server != self.own);
+        let of_room = self
+            .watched
+            .values()
+            .filter(|watched| watched.own && watched.room == room);
+        let removed: BTreeSet<&OwnedServerName> = of_room.flat_map(|watched| &watched.removed).collect();
+        let members = looked.servers.iter().filter(|server| **server != self.own);
+        let others = || members.clone().chain(removed.iter().copied());
         let (here, unreached): (Vec<_>, Vec<_>) = others().partition(|server| self.peers.contains_key(*server));
         let unreached: BTreeSet<OwnedServerName> = unreached.into_iter().take(MAX_UNREACHED).cloned().collect();
         let empty = BTreeSet::new();

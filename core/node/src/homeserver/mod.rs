@@ -25,6 +25,7 @@ pub mod rooms;
 mod server_keys;
 pub mod sync;
 mod tasks;
+mod terms;
 pub mod timeline;
 mod to_device;
 #[cfg(test)]

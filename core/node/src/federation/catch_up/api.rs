@@ -19,7 +19,7 @@ pub mod exchange_heads {
         path: "/_matrix/federation/unstable/org.kith/heads",
     }
 
-    /// The heads of rooms in which both servers are.
+    /// The heads of rooms in which both servers are, or were until one of them left.
     #[request]
     pub struct Request {
         /// As the asking server has them: at the most 100 rooms.
@@ -29,7 +29,7 @@ pub mod exchange_heads {
         pub unreached: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
     }
 
-    /// The same rooms, without those of which the asking server is no member.
+    /// The same rooms, without those that are not the asking server's business; a room that it was removed from as it was then.
     #[response]
     pub struct Response {
         /// As the answering server has them.
@@ -37,6 +37,9 @@ pub mod exchange_heads {
         /// Those of which it holds all that it was told of.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub holds: BTreeSet<OwnedRoomId>,
+        /// Those that it has left, and knows it.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        pub left: BTreeSet<OwnedRoomId>,
     }
 
     impl Request {
@@ -51,8 +54,12 @@ pub mod exchange_heads {
 
     impl Response {
         /// An answer about these rooms.
-        pub fn new(rooms: BTreeMap<OwnedRoomId, Heads>, holds: BTreeSet<OwnedRoomId>) -> Self {
-            Self { rooms, holds }
+        pub fn new(rooms: BTreeMap<OwnedRoomId, Heads>) -> Self {
+            Self {
+                rooms,
+                holds: BTreeSet::new(),
+                left: BTreeSet::new(),
+            }
         }
     }
 }

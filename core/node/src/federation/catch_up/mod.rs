@@ -23,8 +23,10 @@ async fn exchange_heads(
 ) -> Result<exchange_heads::Response, Error> {
     let Peer(peer) = args.caller;
     let exchange_heads::Request { rooms, unreached } = args.request;
-    let (rooms, holds) = hs.catch_up.handle_exchange(peer, rooms, unreached).await?;
-    Ok(exchange_heads::Response::new(rooms, holds))
+    let exchanged = hs.catch_up.handle_exchange(peer, rooms, unreached).await?;
+    let mut response = exchange_heads::Response::new(exchanged.rooms);
+    (response.holds, response.left) = (exchanged.holds, exchanged.left);
+    Ok(response)
 }
 
 async fn reconcile(hs: Homeserver, args: Args<reconcile::Request>) -> Result<reconcile::Response, Error> {

@@ -90,7 +90,9 @@ impl Shelf<'_> {
     /// The events at a depth or deeper, or as many of the deepest as are compared at once, and from which depth on they are
     /// complete.
     fn events_to_compare(&self, depth: u64) -> Result<(Vec<(u64, OwnedEventId)>, u64), Error> {
-        let events = self.txn.events_from_depth(self.room, depth, MAX_RECONCILED)?;
+        let events = self
+            .txn
+            .events_from_depth(self.room, depth, self.upto, MAX_RECONCILED)?;
         let complete = match events.last() {
             Some((last, _)) if events.len() == MAX_RECONCILED => last + 1,
             _ => depth,

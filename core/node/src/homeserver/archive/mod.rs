@@ -1,19 +1,20 @@
 //! What other servers may read of rooms: events, their past, and states. Only servers with a member in the room are
-//! answered, and what a room's history visibility hides from them is told without its content. It asks nobody.
+//! answered, and those that had one, about the room as it was until then; what a room's history visibility hides from them
+//! is told without its content. It asks nobody.
 
 mod compare;
 
 use std::collections::{BTreeSet, BinaryHeap};
 
 use kith_engine::{EventStatus, Pdu, RoomReader, StoredPdu, Viewer, limits::MAX_EVENTS_PER_PULL, rules, visible_to};
-use kith_store::{Direction, ReadTxn};
+use kith_store::{Direction, Moment, ReadTxn};
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName,
     api::federation::event::get_missing_events, canonical_json::redact,
 };
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Context, rooms::state::find_room, turns::Turns};
+use super::{Context, terms::Terms, turns::Turns};
 use crate::Error;
 
 /// Events named in one request at the most; further ones are passed over.
@@ -29,11 +30,13 @@ pub struct Archive {
     reconciling: Turns<OwnedServerName>,
 }
 
-/// One server's reading of one room that it is in.
+/// One server's reading of one room that it is in, or was.
 struct Shelf<'t> {
     txn: &'t ReadTxn<'t>,
     room: &'t RoomId,
     peer: &'t ServerName,
+    /// What came later is not there for this server.
+    upto: Moment,
 }
 
 impl Archive {
@@ -52,6 +55,9 @@ impl Archive {
             let held = txn.event(&id)?.filter(|held| held.status != EventStatus::Rejected);
             let held = held.ok_or_else(|| not_held(&id))?;
             let shelf = Shelf::of(txn, held.pdu.room_id(), &own, &peer).map_err(|_| not_held(&id))?;
+            if !shelf.is_in_time(&id)? {
+                return Err(not_held(&id));
+            }
             shelf.tell(&held)
         });
         read.await
@@ -157,7 +163,10 @@ impl Archive {
         direction: Direction,
     ) -> Result<(OwnedEventId, MilliSecondsSinceUnixEpoch), Error> {
         self.read(peer, room, move |shelf| {
-            for near in shelf.txn.events_near(shelf.room, ts, direction, NEAR_LOOKED_AT)? {
+            for near in shelf
+                .txn
+                .events_near(shelf.room, ts, direction, shelf.upto, NEAR_LOOKED_AT)?
+            {
                 if visible_to(shelf.txn, Viewer::Server(shelf.peer), &near.pdu)? {
                     return Ok((near.pdu.event_id().to_owned(), near.pdu.origin_server_ts()));
                 }
@@ -167,7 +176,7 @@ impl Archive {
         .await
     }
 
-    /// Reads a room for a server; 403 `M_FORBIDDEN` if it is not in it.
+    /// Reads a room for a server; 403 `M_FORBIDDEN` if it never was in it.
     async fn read<T: Send + 'static>(
         &self,
         peer: OwnedServerName,
@@ -185,23 +194,24 @@ impl Archive {
 
 impl<'t> Shelf<'t> {
     fn of(txn: &'t ReadTxn<'t>, room: &'t RoomId, own: &ServerName, peer: &'t ServerName) -> Result<Self, Error> {
-        let forbidden = || Error::forbidden("your server is not in this room");
-        let view = find_room(txn, room)?.ok_or_else(forbidden)?;
-        let both_in = txn.is_server_joined(room, peer)? && txn.is_server_joined(room, own)?;
-        if !both_in || !view.allows_server(peer)? {
-            return Err(forbidden());
-        }
-        Ok(Self { txn, room, peer })
+        let terms = Terms::between(txn, room, own, peer)?;
+        let upto = terms
+            .ok_or_else(|| Error::forbidden("your server is not in this room"))?
+            .upto();
+        Ok(Self { txn, room, peer, upto })
     }
 
-    /// An event of this room that stands in its graph.
+    fn is_in_time(&self, id: &EventId) -> Result<bool, Error> {
+        Ok(self.upto == Moment::NOW || self.txn.held_by(id, self.upto)?)
+    }
+
+    /// An event of this room that stands in its graph, as far as this server may know of it.
     fn held(&self, id: &EventId) -> Result<Option<StoredPdu>, Error> {
-        let held = self.txn.event(id)?;
-        Ok(
-            held.filter(|held| {
-                held.pdu.room_id() == self.room && !held.outlier && held.status != EventStatus::Rejected
-            }),
-        )
+        let held = self
+            .txn
+            .event(id)?
+            .filter(|held| held.pdu.room_id() == self.room && !held.outlier && held.status != EventStatus::Rejected);
+        Ok(if self.is_in_time(id)? { held } else { None })
     }
 
     /// These events and those before them, the deepest first, as far as `stop`.

@@ -44,7 +44,7 @@ async fn one_was_away(cluster: &Cluster, said: &[String]) -> (OwnedRoomId, Vec<C
 async fn held(node: &Node, room: &OwnedRoomId) -> BTreeSet<String> {
     let room = room.clone();
     let read = node.hs.context.store.read(move |txn| {
-        let events = txn.events_from_depth(&room, 0, usize::MAX)?;
+        let events = txn.events_from_depth(&room, 0, kith_store::Moment::NOW, usize::MAX)?;
         Ok::<_, Error>(events.into_iter().map(|(_, id)| id.to_string()).collect())
     });
     read.await.unwrap()

@@ -38,7 +38,7 @@ async fn joins(node: &Node, room: &OwnedRoomId) -> Vec<String> {
     let room = room.clone();
     let read = node.hs.context.store.read(move |txn| {
         let mut joins = Vec::new();
-        for (_, id) in txn.events_from_depth(&room, 0, usize::MAX)? {
+        for (_, id) in txn.events_from_depth(&room, 0, kith_store::Moment::NOW, usize::MAX)? {
             if txn.event(&id)?.unwrap().pdu.kind().to_string() == JOINS_HEADS {
                 joins.push(id.to_string());
             }

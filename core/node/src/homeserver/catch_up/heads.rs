@@ -1,49 +1,83 @@
-//! Exchanges of heads, from both sides. Only rooms in which both servers are now, by what is known here, are spoken of.
+//! Exchanges of heads, from both sides. Only rooms in which both servers are, by what is known here, are spoken of, and
+//! those that one of them has left, as they were then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kith_engine::{Compared, ExchangeFailure, Heads, RoomReader, limits::MAX_ROOMS_PER_EXCHANGE};
-use kith_store::ReadTxn;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName, api::error::ErrorKind};
 
 use super::{CatchUp, Shared};
 use crate::{
     Error,
     federation::{catch_up::api::exchange_heads, client},
-    homeserver::{incoming::not_in_graph, rooms::state::find_room},
+    homeserver::{incoming::not_in_graph, terms::Terms},
     network::NetworkError,
 };
 
 /// Rooms and their heads.
 type Told = BTreeMap<OwnedRoomId, Heads>;
 
+/// What this server has to say of rooms to another one.
+#[derive(Default)]
+struct Common {
+    /// The heads of each, and why they are told.
+    rooms: BTreeMap<OwnedRoomId, (Terms, Heads)>,
+    /// Those that this server left, as the other one may know.
+    left: BTreeSet<OwnedRoomId>,
+}
+
+impl Common {
+    fn told(&self) -> Told {
+        let rooms = self.rooms.iter();
+        rooms.map(|(room, (_, heads))| (room.clone(), heads.clone())).collect()
+    }
+
+    /// Whether both servers are in a room.
+    fn is_shared(&self, room: &RoomId) -> bool {
+        matches!(self.rooms.get(room), Some((Terms::Members, _)))
+    }
+}
+
+/// What an exchange of heads is answered with.
+pub struct Exchanged {
+    /// The heads of the same rooms, as far as they are the other server's business.
+    pub rooms: Told,
+    /// Those of which everything told is held.
+    pub holds: BTreeSet<OwnedRoomId>,
+    /// Those that this server has left.
+    pub left: BTreeSet<OwnedRoomId>,
+}
+
 /// Members whom a server cannot tell itself, by room.
 pub(super) type Unreached = BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>;
 
 impl CatchUp {
-    /// Answers a server that tells its heads, and has what it showed to be lacking here pulled. Returns the heads of the same
-    /// rooms, and of which rooms everything told is held. A room that is not the server's business is left out, as one that
-    /// is not there.
+    /// Answers a server that tells its heads, and has what it showed to be lacking here pulled. A room that is not the
+    /// server's business is left out, as one that is not there.
     pub async fn handle_exchange(
         &self,
         peer: OwnedServerName,
         rooms: Told,
         unreached: Unreached,
-    ) -> Result<(Told, BTreeSet<OwnedRoomId>), Error> {
+    ) -> Result<Exchanged, Error> {
         if rooms.len() > MAX_ROOMS_PER_EXCHANGE || !rooms.values().all(Heads::is_sound) {
             return Err(Error::invalid_param(format!(
                 "heads are told of at most {MAX_ROOMS_PER_EXCHANGE} rooms at once"
             )));
         }
-        let own = self.shared.own_heads(&peer, rooms.keys().cloned().collect()).await?;
+        let own = self.shared.common(&peer, rooms.keys().cloned().collect()).await?;
         let holds = self.shared.compare(&peer, &own, &rooms).await?;
         let now = self.shared.now();
-        for room in own.keys() {
+        for room in own.rooms.keys().filter(|room| own.is_shared(room)) {
             let unreached = unreached.get(room).cloned().unwrap_or_default();
             self.shared.decisions().handle_unreached(room, &peer, unreached, now);
         }
         self.shared.changed.notify_one();
-        Ok((own, holds))
+        Ok(Exchanged {
+            rooms: own.told(),
+            holds,
+            left: own.left,
+        })
     }
 }
 
@@ -79,17 +113,21 @@ impl Shared {
             Some(rooms) => rooms.into_iter().collect(),
             None => {
                 let (own, other) = (self.ctx.server_name.clone(), server.clone());
-                let read = self.ctx.store.read(move |txn| txn.rooms_in_common(&own, &other));
+                let read = self.ctx.store.read(move |txn| {
+                    let mut rooms = txn.rooms_in_common(&own, &other)?;
+                    rooms.extend(txn.partings_to_tell(&own, &other)?);
+                    Ok::<_, Error>(rooms)
+                });
                 read.await?.into_iter().filter(|room| !except.contains(room)).collect()
             }
         };
         for rooms in rooms.chunks(MAX_ROOMS_PER_EXCHANGE) {
-            let own = self.own_heads(server, rooms.to_vec()).await?;
-            if own.is_empty() {
+            let own = self.common(server, rooms.to_vec()).await?;
+            if own.rooms.is_empty() {
                 continue;
             }
-            let mut request = exchange_heads::Request::new(own.clone());
-            let spoken_of = unreached.iter().filter(|(room, _)| own.contains_key(*room));
+            let mut request = exchange_heads::Request::new(own.told());
+            let spoken_of = unreached.iter().filter(|(room, _)| own.is_shared(room));
             request.unreached = spoken_of
                 .map(|(room, servers)| (room.clone(), servers.clone()))
                 .collect();
@@ -97,41 +135,66 @@ impl Shared {
             answer.rooms.retain(|_, heads| heads.is_sound());
             self.compare(server, &own, &answer.rooms).await?;
             for room in answer.holds {
-                if let Some(heads) = own.get(&room).filter(|heads| heads.is_whole()) {
-                    self.forget_outgoing(server, &room, heads).await?;
+                match own.rooms.get(&room) {
+                    Some((Terms::Members, heads)) if heads.is_whole() => {
+                        self.forget_outgoing(server, &room, heads).await?;
+                    }
+                    Some((Terms::WeLeft(departure), _)) if !departure.known => {
+                        self.note_departure_known(&room, &self.ctx.server_name).await?;
+                    }
+                    _ => {}
+                }
+            }
+            for room in answer.left {
+                if let Some((Terms::TheyLeft(departure), _)) = own.rooms.get(&room)
+                    && !departure.known
+                {
+                    self.note_departure_known(&room, server).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The heads of those of some rooms in which both servers are.
-    async fn own_heads(&self, peer: &ServerName, rooms: Vec<OwnedRoomId>) -> Result<Told, Error> {
+    /// What is to be said of some rooms to a server. One's own leaving is told by one's heads; who was removed by others has
+    /// nothing to tell but that it knows.
+    async fn common(&self, peer: &ServerName, rooms: Vec<OwnedRoomId>) -> Result<Common, Error> {
         let (own, peer) = (self.ctx.server_name.clone(), peer.to_owned());
         let read = self.ctx.store.read(move |txn| {
-            let mut heads = Told::new();
+            let mut common = Common::default();
             for room in rooms {
-                if is_common(txn, &room, &own, &peer)? {
-                    let extremities = txn.forward_extremities(&room)?;
-                    let depth = txn.head_depth(&room)?;
-                    heads.insert(room, Heads::new(extremities, depth));
+                let Some(terms) = Terms::between(txn, &room, &own, &peer)? else {
+                    continue;
+                };
+                if let Terms::WeLeft(departure) = &terms {
+                    common.left.insert(room.clone());
+                    if !departure.own_act {
+                        continue;
+                    }
                 }
+                let heads = terms.heads(txn, &room)?;
+                common.rooms.insert(room, (terms, heads));
             }
-            Ok::<_, Error>(heads)
+            Ok::<_, Error>(common)
         });
         read.await
     }
 
     /// Takes in what two servers told each other. Returns the rooms of which all that the other one told is held.
-    async fn compare(&self, peer: &OwnedServerName, own: &Told, theirs: &Told) -> Result<BTreeSet<OwnedRoomId>, Error> {
+    async fn compare(
+        &self,
+        peer: &OwnedServerName,
+        own: &Common,
+        theirs: &Told,
+    ) -> Result<BTreeSet<OwnedRoomId>, Error> {
         let mut rooms = Vec::new();
-        for (room, own) in own {
+        for (room, (terms, own)) in &own.rooms {
             let Some(theirs) = theirs.get(room) else { continue };
             let mut unknown = Vec::new();
-            if own.equal(theirs) {
-                self.forget_outgoing(peer, room, own).await?;
-            } else {
+            if !own.equal(theirs) {
                 unknown.clone_from(&theirs.events);
+            } else if matches!(terms, Terms::Members) {
+                self.forget_outgoing(peer, room, own).await?;
             }
             rooms.push((room.clone(), unknown));
         }
@@ -144,13 +207,17 @@ impl Shared {
         });
         let mut holds = BTreeSet::new();
         for (room, mut lacking, gaps) in read.await? {
-            let (Some(own), Some(theirs)) = (own.get(&room), theirs.get(&room)) else {
+            let (Some((terms, own)), Some(theirs)) = (own.rooms.get(&room), theirs.get(&room)) else {
                 continue;
             };
             if lacking.is_empty() {
                 holds.insert(room.clone());
             }
-            lacking.extend(gaps);
+            match terms {
+                Terms::Members => lacking.extend(gaps),
+                // Asking for events would tell who left what has come since; and who left has no use for more.
+                Terms::TheyLeft(_) | Terms::WeLeft(_) => lacking.clear(),
+            }
             let compared = Compared {
                 room,
                 told: own.events.clone(),
@@ -161,6 +228,15 @@ impl Shared {
             self.decisions().handle_compared(peer, &compared, now);
         }
         Ok(holds)
+    }
+
+    async fn note_departure_known(&self, room: &RoomId, server: &ServerName) -> Result<(), Error> {
+        let (room, server) = (room.to_owned(), server.to_owned());
+        let write = self
+            .ctx
+            .store
+            .write(move |txn| Ok::<_, Error>(txn.note_departure_known(&room, &server)?));
+        write.await
     }
 
     /// A server that holds these heads needs to be sent nothing that came before them.
@@ -179,14 +255,5 @@ impl Shared {
             Ok::<_, Error>(())
         });
         write.await
-    }
-}
-
-/// Whether a room may be spoken of with a server: both are in it, and its access list lets the other take part.
-fn is_common(txn: &ReadTxn<'_>, room: &RoomId, own: &ServerName, peer: &ServerName) -> Result<bool, Error> {
-    let joined = txn.is_server_joined(room, own)? && txn.is_server_joined(room, peer)?;
-    match find_room(txn, room)?.filter(|_| joined) {
-        Some(view) => Ok(view.allows_server(peer)?),
-        None => Ok(false),
     }
 }

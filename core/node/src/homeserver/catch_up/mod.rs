@@ -12,6 +12,8 @@ mod heads;
 #[cfg(test)]
 mod mallory;
 mod news;
+#[cfg(test)]
+mod removed;
 mod run;
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,8 @@ struct Inner {
 pub(super) struct Waiting {
     /// The rooms whose heads moved.
     pub(super) moved: BTreeMap<OwnedRoomId, Moved>,
+    /// Events that removed servers from a room.
+    pub(super) removals: VecDeque<Removal>,
     /// Servers that hold an event; whether it is theirs and they sent it here.
     pub(super) holders: VecDeque<(OwnedEventId, OwnedServerName, bool)>,
     /// Events that a server sent before what comes before them could be had: to be pulled.
@@ -44,6 +46,16 @@ pub(super) struct Moved {
     pub(super) author: OwnedServerName,
     /// Heads that are none any more, as far as there is room: what is left out is found when the room is looked at.
     pub(super) gone: Vec<OwnedEventId>,
+}
+
+/// What became of the servers whose last user an event of others removed.
+pub(super) struct Removal {
+    pub(super) room: OwnedRoomId,
+    pub(super) event: OwnedEventId,
+    /// Whose event it is.
+    pub(super) author: OwnedServerName,
+    /// The servers that are in the room no more.
+    pub(super) servers: Vec<OwnedServerName>,
 }
 
 /// An event that could not be kept yet.
@@ -72,6 +84,22 @@ impl News {
         };
         waiting.moved.insert(applied.pdu.room_id().to_owned(), moved);
         drop(waiting);
+        self.inner.arrived.notify_one();
+    }
+
+    /// An event removed servers from its room: they must hear of it.
+    pub(crate) fn note_removed(&self, applied: &Applied, servers: Vec<OwnedServerName>) {
+        let removal = Removal {
+            room: applied.pdu.room_id().to_owned(),
+            event: applied.event_id().to_owned(),
+            author: applied.pdu.sender().server_name().to_owned(),
+            servers,
+        };
+        let mut waiting = self.lock();
+        waiting.removals.push_back(removal);
+        if waiting.removals.len() > MAX_WAITING {
+            waiting.removals.pop_front();
+        }
         self.inner.arrived.notify_one();
     }
 

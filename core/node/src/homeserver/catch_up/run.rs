@@ -107,6 +107,10 @@ impl Shared {
             let own = self.ctx.is_self(&moved.author);
             decisions.handle_moved(&room, moved.event, own, &moved.gone, now);
         }
+        for removal in news.removals {
+            let own = self.ctx.is_self(&removal.author);
+            decisions.handle_removed(&removal.room, removal.event, own, removal.servers, now);
+        }
         for (event, server, author) in news.holders {
             decisions.handle_holder(&event, &server, author);
         }
@@ -128,7 +132,7 @@ impl Shared {
 
     async fn look(&self, room: OwnedRoomId) {
         let watched = self.decisions().watched(&room);
-        let wanted = room.clone();
+        let (wanted, own) = (room.clone(), self.ctx.server_name.clone());
         let read = self.ctx.store.read(move |txn| {
             let mut unheld = Vec::new();
             for id in watched {
@@ -136,9 +140,15 @@ impl Shared {
                     unheld.push(id);
                 }
             }
+            let mut servers = txn.joined_servers(&wanted)?;
+            let departure = txn.departure(&wanted, &own)?;
+            if departure.is_some_and(|departure| departure.own_act && !departure.known) {
+                // Those who stay must hear of it from here.
+                servers.push(own);
+            }
             Ok::<_, Error>(Looked {
                 heads: txn.forward_extremities(&wanted)?,
-                servers: txn.joined_servers(&wanted)?,
+                servers,
                 unheld,
             })
         });

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     Error,
-    homeserver::{Rooms, keys::announce},
+    homeserver::{Rooms, keys::announce, terms::Terms},
     network::Limits,
 };
 
@@ -66,6 +66,7 @@ impl Incoming {
             };
             let new = match gap.poll_fetch(&missing, &extremities) {
                 Fetch::MissingEvents { earliest, limit, .. } => {
+                    let earliest = self.heads_for(event.room_id(), from, earliest).await?;
                     self.fetch_past(&asked, &event, earliest, limit, &mut before).await?
                 }
                 Fetch::AuthEvents(ids) => self.fetch_outliers(&asked, ids).await?,
@@ -89,6 +90,25 @@ impl Incoming {
             };
             gap.handle_fetched(new);
         }
+    }
+
+    /// Those of a room's heads that a server may be told: whoever is in it no more, or never was, learns nothing of where it
+    /// stands by sending an event.
+    async fn heads_for(
+        &self,
+        room: &RoomId,
+        server: &ServerName,
+        heads: Vec<OwnedEventId>,
+    ) -> Result<Vec<OwnedEventId>, Error> {
+        let (room, server, own) = (room.to_owned(), server.to_owned(), self.ctx.server_name.clone());
+        let read = self.ctx.store.read(move |txn| {
+            Ok::<_, Error>(match Terms::between(txn, &room, &own, &server)? {
+                Some(Terms::Members) => heads,
+                Some(Terms::TheyLeft(departure)) => departure.heads,
+                _ => Vec::new(),
+            })
+        });
+        read.await
     }
 
     async fn attempt(&self, event: CheckedPdu) -> Result<Attempt, Error> {

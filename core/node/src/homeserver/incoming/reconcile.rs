@@ -6,6 +6,7 @@ use kith_engine::{
     EventSet, ReconcileError, Reconciliation, SetKey,
     limits::{MAX_LACKING, MAX_RECONCILED},
 };
+use kith_store::Moment;
 use ruma::{OwnedEventId, RoomId, UInt, serde::Base64};
 
 use super::{Incoming, ask::Asked};
@@ -90,7 +91,7 @@ impl Incoming {
     async fn own_set(&self, room: &RoomId, key: SetKey, depth: u64) -> Result<EventSet, Error> {
         let room = room.to_owned();
         let read = self.ctx.store.read(move |txn| {
-            let events = txn.events_from_depth(&room, depth, MAX_RECONCILED)?;
+            let events = txn.events_from_depth(&room, depth, Moment::NOW, MAX_RECONCILED)?;
             EventSet::new(&key, events.iter().map(|(depth, id)| (*depth, &**id)))
                 .map_err(|error| Error::Internal("a set of events is none", Some(Box::new(error))))
         });

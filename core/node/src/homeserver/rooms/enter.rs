@@ -23,7 +23,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{Rooms, commit::signer, outside::stripped, owed::may_come_back};
+use super::{Rooms, commit::signer, outside::stripped};
 use crate::{
     Error,
     federation::client,
@@ -56,32 +56,40 @@ impl Rooms {
         way: Way,
         reason: Option<String>,
     ) -> Result<(), Error> {
-        let profile = self.own_fields(user, reason).await?;
+        let profile = self.own_fields(user, reason.clone()).await?;
+        let membership = match way {
+            Way::Join => MembershipState::Join,
+            Way::Knock => MembershipState::Knock,
+        };
         let mut failures = Failures::default();
         for server in servers {
+            let event = match self.complete(user, room, server, membership.clone(), &profile).await {
+                Ok(event) => event,
+                Err(error) => {
+                    self.note_unbelieved(user, room, server, &error).await?;
+                    failures.note(server, error)?;
+                    continue;
+                }
+            };
+            self.begin_entry(user, server, &event, reason.clone()).await?;
             let entered = match way {
-                Way::Join => self.join_through_one(user, room, server, &profile).await,
-                Way::Knock => self.knock_through_one(user, room, server, &profile).await,
+                Way::Join => self.join_through_one(server, event).await,
+                Way::Knock => self.knock_through_one(user, server, event).await,
             };
             match entered {
                 Ok(()) => return Ok(()),
-                Err(error) => failures.note(server, error)?,
+                Err(error) => {
+                    self.note_unbelieved(user, room, server, &error).await?;
+                    failures.note(server, error)?;
+                }
             }
         }
         Err(failures.sum_up())
     }
 
-    async fn join_through_one(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        server: &ServerName,
-        profile: &CanonicalJsonObject,
-    ) -> Result<(), Error> {
-        let join = self
-            .complete(user, room, server, MembershipState::Join, profile)
-            .await?;
-        let request = SendJoin::new(room.to_owned(), join.event_id().to_owned(), join.pdu().to_raw());
+    async fn join_through_one(&self, server: &ServerName, join: CheckedPdu) -> Result<(), Error> {
+        let room = join.room_id().to_owned();
+        let request = SendJoin::new(room, join.event_id().to_owned(), join.pdu().to_raw());
         let answer = client::request_within(&self.ctx, server, request, JOIN_LIMITS).await?;
         self.take_in(server, join, answer.room_state).await
     }
@@ -105,6 +113,7 @@ impl Rooms {
             for applied in import.map_err(|error| not_imported(&server, error))? {
                 commit.keep(&applied)?;
             }
+            commit.txn.end_entry(join.pdu().sender(), join.room_id())?;
             commit.entered(join.room_id())
         })
         .await
@@ -130,57 +139,46 @@ impl Rooms {
         }
     }
 
-    async fn knock_through_one(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        server: &ServerName,
-        profile: &CanonicalJsonObject,
-    ) -> Result<(), Error> {
-        let knock = self
-            .complete(user, room, server, MembershipState::Knock, profile)
-            .await?;
-        let (event_id, json) = (knock.event_id().to_owned(), knock.pdu().to_raw());
+    async fn knock_through_one(&self, user: &UserId, server: &ServerName, knock: CheckedPdu) -> Result<(), Error> {
+        let (room, event_id, json) = (knock.room_id(), knock.event_id().to_owned(), knock.pdu().to_raw());
         let request = create_knock_event::v1::Request::new(room.to_owned(), event_id, json);
         let answer = client::request(&self.ctx, server, request).await?;
         let told = stripped(&answer.knock_room_state)?;
         let state =
             prune_stripped_state(&told, room, knock.version()).map_err(|error| broken(server, error.to_string()))?;
-        self.keep_outside(user, server, &knock, state).await
+        let (user, via) = (user.to_owned(), server.to_owned());
+        self.ctx
+            .store
+            .write(move |txn| {
+                txn.end_entry(&user, knock.room_id())?;
+                set_outside(txn, &user, &via, &knock, &state)
+            })
+            .await
     }
 
-    /// Refuses an invite or takes a knock back through the first of these servers that passes it on. If none does, it is
-    /// over for our user all the same, and told to one of those that cannot be reached once it is back.
+    /// Refuses an invite or takes a knock back. For our user it is over at once; the room is told through the first of these
+    /// servers that passes it on, later if none can be reached now.
     pub(super) async fn leave_through(
         &self,
         user: &UserId,
         room: &RoomId,
-        servers: &[OwnedServerName],
+        servers: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<(), Error> {
         // The profile stays out of it: who leaves need not show a face.
         let fields: CanonicalJsonObject = super::member::reason_field(reason.clone()).collect();
-        let mut owed = false;
-        for server in servers {
-            match self.leave_through_one(user, room, server, &fields).await {
-                Ok(leave) => {
-                    return self.keep_outside(user, server, &leave, Vec::new()).await;
-                }
-                Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
-                Err(error) => {
-                    tracing::info!(%error, %server, %room, "a server does not pass a leave on");
-                    owed |= may_come_back(&error);
-                }
-            }
-        }
-        let owed = owed.then(|| OwedLeave {
+        let leave = self.leave_alone(user, room, fields).await?;
+        let owed = OwedLeave {
             user_id: user.to_owned(),
             room_id: room.to_owned(),
-            servers: servers.to_vec(),
+            servers,
             reason,
-        });
-        let leave = self.leave_alone(user, room, fields).await?;
-        self.keep_lone_leave(user, &leave, owed).await
+        };
+        self.keep_lone_leave(&leave, owed.clone()).await?;
+        if !self.settle_if_paid(&owed).await? {
+            self.owing.notify_one();
+        }
+        Ok(())
     }
 
     pub(super) async fn leave_through_one(
@@ -280,33 +278,17 @@ impl Rooms {
         Ok(fields)
     }
 
-    /// Keeps a leave that no other server has seen, with what is owed to those that could not be reached.
-    async fn keep_lone_leave(&self, user: &UserId, leave: &CheckedPdu, owed: Option<OwedLeave>) -> Result<(), Error> {
-        let (user, own, leave) = (user.to_owned(), self.ctx.server_name.clone(), leave.clone());
+    /// Keeps a leave that no other server has seen, with what is owed to those that must.
+    async fn keep_lone_leave(&self, leave: &CheckedPdu, owed: OwedLeave) -> Result<(), Error> {
+        let via = owed.servers.first().unwrap_or(&self.ctx.server_name).clone();
+        let leave = leave.clone();
         self.ctx
             .store
             .write(move |txn| {
-                if let Some(owed) = &owed {
-                    txn.owe_leave(owed)?;
-                }
-                set_outside(txn, &user, &own, &leave, &[])
+                txn.end_entry(&owed.user_id, &owed.room_id)?;
+                txn.owe_leave(&owed)?;
+                set_outside(txn, &owed.user_id, &via, &leave, &[])
             })
-            .await?;
-        self.owing.notify_one();
-        Ok(())
-    }
-
-    async fn keep_outside(
-        &self,
-        user: &UserId,
-        via: &ServerName,
-        event: &CheckedPdu,
-        state: Vec<Box<RawValue>>,
-    ) -> Result<(), Error> {
-        let (user, via, event) = (user.to_owned(), via.to_owned(), event.clone());
-        self.ctx
-            .store
-            .write(move |txn| set_outside(txn, &user, &via, &event, &state))
             .await
     }
 }

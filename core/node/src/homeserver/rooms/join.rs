@@ -22,13 +22,22 @@ impl Rooms {
         // A client that hangs up midway must not leave a join half done: the room would think that we are in it.
         let joining = tokio::spawn(async move {
             let _turn = rooms.entering.take(&room).await;
-            rooms.join_in_turn(&user, &room, via, reason).await?;
-            Ok(room)
+            let joined = rooms.join_in_turn(&user, &room, via, reason).await;
+            rooms.finish_later(&joined);
+            joined.map(|()| room.clone())
         });
         finished(joining.await)
     }
 
-    async fn join_in_turn(
+    /// Has a way into a room looked at that may have been cut short.
+    fn finish_later(&self, entered: &Result<(), Error>) {
+        if entered.is_err() {
+            self.owing.notify_one();
+        }
+    }
+
+    /// [`Rooms::join`], when it is this one's turn to enter the room.
+    pub(super) async fn join_in_turn(
         &self,
         user: &UserId,
         room: &RoomId,
@@ -86,7 +95,9 @@ impl Rooms {
         let (rooms, user, room) = (self.clone(), user.to_owned(), room.to_owned());
         let knocking = tokio::spawn(async move {
             let _turn = rooms.entering.take(&room).await;
-            rooms.knock_in_turn(&user, &room, via, reason).await
+            let knocked = rooms.knock_in_turn(&user, &room, via, reason).await;
+            rooms.finish_later(&knocked);
+            knocked
         });
         finished(knocking.await)
     }

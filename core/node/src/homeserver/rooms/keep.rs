@@ -1,7 +1,7 @@
 //! The one place that keeps an event that the engine has judged, whether it was made here or came from another node,
 //! and tells whoever must know within the same commit. It sends nothing and judges nothing.
 
-use kith_engine::{Applied, EventStatus, membership_of};
+use kith_engine::{Applied, EventStatus, Pdu, membership_of};
 use kith_store::{SavedEvent, WriteTxn};
 use ruma::{UserId, events::room::member::MembershipState};
 
@@ -17,6 +17,13 @@ impl Rooms {
         }
         self.push.note_event(txn, applied, &saved)?;
         self.news.note_kept(applied);
+        if let Some(seq) = saved.state_changed {
+            let mut removed = txn.removed_at(applied.pdu.room_id(), seq)?;
+            removed.retain(|server| !self.ctx.is_self(server));
+            if !removed.is_empty() {
+                self.news.note_removed(applied, removed);
+            }
+        }
         Ok(saved)
     }
 
@@ -32,7 +39,9 @@ impl Rooms {
             return Ok(());
         }
         let room = applied.pdu.room_id();
-        txn.remove_outside_membership(&user, room)?;
+        if !is_invited_after(txn, &user, &applied.pdu)? {
+            txn.remove_outside_membership(&user, room)?;
+        }
         if matches!(
             membership,
             MembershipState::Join | MembershipState::Invite | MembershipState::Knock
@@ -42,4 +51,17 @@ impl Rooms {
         }
         Ok(())
     }
+}
+
+/// Whether another server told of an invitation that was made in knowledge of this membership, and so comes after it.
+fn is_invited_after(txn: &WriteTxn<'_>, user: &UserId, member: &Pdu) -> Result<bool, Error> {
+    let Some(outside) = txn.outside_membership(user, member.room_id())? else {
+        return Ok(false);
+    };
+    if outside.membership != MembershipState::Invite {
+        return Ok(false);
+    }
+    let invite = Pdu::from_stored(outside.event_id, outside.room_id, outside.event.get());
+    let invite = invite.map_err(|error| Error::Internal("a stored invite is broken", Some(Box::new(error))))?;
+    Ok(invite.auth_events().iter().any(|id| id == member.event_id()))
 }

@@ -6,6 +6,7 @@ mod commit;
 mod create;
 mod directory;
 mod enter;
+mod entries;
 mod heads;
 mod invite;
 mod join;

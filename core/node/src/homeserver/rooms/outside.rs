@@ -5,7 +5,7 @@ use kith_engine::{
     Pdu, RoomReader, SUPPORTED_VERSIONS, UncheckedPdu, accept_invite, membership_of, prune_stripped_state, rules,
     stripped_event,
 };
-use kith_store::{NewOutsideMembership, OutsideMembership, ReadTxn, WriteTxn};
+use kith_store::{Entry, NewOutsideMembership, OutsideMembership, ReadTxn, WriteTxn};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId,
     RoomVersionId, ServerName, UserId,
@@ -63,12 +63,13 @@ impl Rooms {
         self.ctx
             .store
             .write(move |txn| {
-                // In a room that this node is in, the invite arrives as an event too, and that one counts.
-                if txn.is_server_joined(&room, &own)? {
-                    if !get_room(txn, &room)?.allows_server(&peer)? {
-                        return Err(Error::forbidden("the room does not let your server take part"));
-                    }
-                } else {
+                let resident = txn.is_server_joined(&room, &own)?;
+                if resident && !get_room(txn, &room)?.allows_server(&peer)? {
+                    return Err(Error::forbidden("the room does not let your server take part"));
+                }
+                // In a room that this node is in, the invite arrives as an event too, and that one counts. But one that
+                // builds upon what is not held may tell that the node is in the room no more.
+                if !resident || !is_grounded(txn, invite.pdu())? {
                     let known = txn.outside_membership(&target, &room)?;
                     if known.is_none_or(|known| known.event_id != invite.event_id()) {
                         limit_strangers(txn, &peer, &target, now)?;
@@ -103,29 +104,30 @@ impl Rooms {
             .await
     }
 
-    /// Takes an event of a room that this node is not in: the end of an invite or a knock of a local user. Everything
-    /// else is 404 `M_NOT_FOUND`.
+    /// Takes an event of a room that this node is not in: the end of an invite or a knock of a local user, or of the user's
+    /// way in. Everything else is 404 `M_NOT_FOUND`.
     pub async fn handle_outside_member(&self, peer: &ServerName, json: &RawValue) -> Result<(), Error> {
         let (user, room) = who_and_where(json).ok_or_else(not_in)?;
-        let standing = {
+        let read = {
             let (user, room) = (user.clone(), room.clone());
-            let read = self
-                .ctx
-                .store
-                .read(move |txn| Ok::<_, Error>(txn.outside_membership(&user, &room)?));
-            read.await?.ok_or_else(not_in)?
+            let read = self.ctx.store.read(move |txn| Outside::read(txn, &user, &room));
+            read.await?
         };
-        let unchecked = UncheckedPdu::parse(json.get(), &standing.version)?;
+        let unchecked = UncheckedPdu::parse(json.get(), read.version().ok_or_else(not_in)?)?;
         let keys = self.server_keys.load(&unchecked.required_keys()?, peer).await?;
         let event = unchecked.verify(|server, key, at| keys.get(server, key, at))?;
-        if !ends(event.pdu(), &standing) {
+        if !read.is_ended_by(event.pdu()) {
             return Err(not_in());
         }
         self.ctx
             .store
             .write(move |txn| {
-                let now = txn.outside_membership(&user, &room)?;
-                if now.is_some_and(|now| now.event_id == standing.event_id) {
+                let now = Outside::read(txn, &user, &room)?;
+                if !now.is_ended_by(event.pdu()) {
+                    return Ok(());
+                }
+                txn.end_entry(&user, &room)?;
+                if let Some(standing) = now.standing {
                     txn.set_outside_membership(&NewOutsideMembership {
                         user_id: &user,
                         room_id: &room,
@@ -141,6 +143,53 @@ impl Rooms {
             })
             .await
     }
+}
+
+/// What is known of a local user in a room that this node is not in.
+struct Outside {
+    standing: Option<OutsideMembership>,
+    entry: Option<Entry>,
+}
+
+impl Outside {
+    fn read(txn: &ReadTxn<'_>, user: &UserId, room: &RoomId) -> Result<Self, Error> {
+        Ok(Self {
+            standing: txn.outside_membership(user, room)?,
+            entry: txn.entry(user, room)?,
+        })
+    }
+
+    fn version(&self) -> Option<&RoomVersionId> {
+        let entry = self.entry.as_ref().map(|entry| &entry.version);
+        entry.or(self.standing.as_ref().map(|standing| &standing.version))
+    }
+
+    /// Whether an event of this user in this room ends what the user waits for. Its authority cannot be checked from
+    /// outside; that it names the invite, or the join, among the events that authorise it shows that its author knows the
+    /// room.
+    fn is_ended_by(&self, event: &Pdu) -> bool {
+        let over = matches!(
+            membership_of(event),
+            Some(MembershipState::Leave | MembershipState::Ban)
+        );
+        let waiting = self
+            .standing
+            .iter()
+            .filter(|standing| matches!(standing.membership, MembershipState::Invite | MembershipState::Knock));
+        let waiting = waiting.map(|standing| &standing.event_id);
+        let mut waiting = waiting.chain(self.entry.iter().map(|entry| &entry.event_id));
+        over && waiting.any(|id| event.auth_events().contains(id))
+    }
+}
+
+/// Whether all that authorises an event is held.
+fn is_grounded(txn: &WriteTxn<'_>, event: &Pdu) -> Result<bool, Error> {
+    for id in event.auth_events() {
+        if !txn.has_event(id)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Counts an invitation by a server that is neither a contact nor in a room with the invited user. 403 `M_FORBIDDEN` when
@@ -179,17 +228,6 @@ fn who_and_where(json: &RawValue) -> Option<(ruma::OwnedUserId, ruma::OwnedRoomI
     }
     let event: Event = serde_json::from_str(json.get()).ok()?;
     Some((event.state_key, event.room_id))
-}
-
-/// Whether an event ends an invite or a knock. Its authority cannot be checked from outside; that it names the invite
-/// among the events that authorise it shows that its author knows the room.
-fn ends(event: &Pdu, standing: &OutsideMembership) -> bool {
-    let over = matches!(
-        membership_of(event),
-        Some(MembershipState::Leave | MembershipState::Ban)
-    );
-    let waiting = matches!(standing.membership, MembershipState::Invite | MembershipState::Knock);
-    over && waiting && event.room_id() == standing.room_id && event.auth_events().contains(&standing.event_id)
 }
 
 /// Stripped state as it came, whichever of its two shapes it has.

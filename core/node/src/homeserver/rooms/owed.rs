@@ -1,7 +1,7 @@
-//! Leaves that no server of the room could be told of when they were made: told once one of them is back. Nothing here
-//! concerns the user, for whom the invite was over at once.
+//! What other servers must still hear of rooms that users left or enter: told once one of them is back. Nothing here
+//! concerns a user who left, for whom the invite was over at once.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use kith_engine::backoff;
 use kith_store::{OwedLeave, StoreError};
@@ -9,11 +9,20 @@ use rand::RngCore;
 use ruma::{CanonicalJsonObject, OwnedServerName, events::room::member::MembershipState};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::{Rooms, member::standing};
-use crate::{
-    Error,
-    network::{NetworkError, PeerEvent},
-};
+use super::{Rooms, entries::Tries, member::standing};
+use crate::{Error, network::PeerEvent};
+
+/// How long to wait at the most when the failure is this node's own, as on a full disk: nobody tells when that is over.
+const LONGEST_HERE: Duration = Duration::from_secs(30);
+
+/// What keeps the task from resting.
+#[derive(Default)]
+pub(super) struct Owing {
+    /// Servers that something is still owed to.
+    pub(super) away: BTreeSet<OwnedServerName>,
+    /// Something failed here that may go well later.
+    pub(super) again: bool,
+}
 
 impl Rooms {
     /// Takes up what an earlier run left owing, and listens for servers that come back.
@@ -33,42 +42,57 @@ impl Rooms {
 
     async fn pay_debts(&self, mut events: Receiver<PeerEvent>) {
         let mut failures = 0;
+        let mut tries = Tries::default();
         loop {
-            let away = self.pay_once().await.unwrap_or_else(|error| {
+            let mut owing = Owing::default();
+            if let Err(error) = self.pay_all(&mut owing).await {
                 tracing::warn!(%error, "what is owed to rooms that were left could not be told");
-                BTreeSet::new()
-            });
-            if away.is_empty() {
+                owing.again = true;
+            }
+            if let Err(error) = self.finish_entries(&mut tries, &mut owing).await {
+                tracing::warn!(%error, "rooms that are being entered could not be");
+                owing.again = true;
+            }
+            if owing.away.is_empty() && !owing.again {
                 failures = 0;
                 self.owing.notified().await;
                 continue;
             }
             failures += 1;
-            let wait = backoff(failures, self.ctx.world.rng().next_u64());
+            let mut wait = backoff(failures, self.ctx.world.rng().next_u64());
+            if owing.again {
+                wait = wait.min(LONGEST_HERE);
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.owing.notified() => {}
-                () = one_is_up(&mut events, &away) => failures = 0,
+                () = one_is_up(&mut events, &owing.away) => failures = 0,
             }
         }
     }
 
-    /// Tells what is owed to whoever can be reached. Returns the servers that something is still owed to.
-    async fn pay_once(&self) -> Result<BTreeSet<OwnedServerName>, Error> {
-        let owed = self.ctx.store.read(|txn| txn.owed_leaves()).await?;
-        let mut away = BTreeSet::new();
-        for leave in owed {
-            if self.pay(&leave).await? {
-                let settled = self.ctx.store.write(move |txn| {
-                    txn.settle_leave(&leave.user_id, &leave.room_id)?;
-                    Ok::<_, StoreError>(())
-                });
-                settled.await?;
-            } else {
-                away.extend(leave.servers);
+    /// Tells what is owed to whoever can be reached.
+    async fn pay_all(&self, owing: &mut Owing) -> Result<(), Error> {
+        for leave in self.ctx.store.read(|txn| txn.owed_leaves()).await? {
+            if !self.settle_if_paid(&leave).await? {
+                owing.away.extend(leave.servers);
             }
         }
-        Ok(away)
+        Ok(())
+    }
+
+    /// Tells a leave to whoever can be reached; whether it is owed no more.
+    pub(super) async fn settle_if_paid(&self, leave: &OwedLeave) -> Result<bool, Error> {
+        if !self.pay(leave).await? {
+            return Ok(false);
+        }
+        let (user, room) = (leave.user_id.clone(), leave.room_id.clone());
+        let settled = self.ctx.store.write(move |txn| {
+            txn.settle_leave(&user, &room)?;
+            Ok::<_, StoreError>(())
+        });
+        settled.await?;
+        Ok(true)
     }
 
     /// Whether a leave is owed no more: a server has taken it, or none of them wants it.
@@ -107,10 +131,7 @@ impl Rooms {
 
 /// Whether a server that failed so may do better later.
 pub(super) fn may_come_back(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Network(NetworkError::Unreachable(_) | NetworkError::TimedOut(_) | NetworkError::Broken { .. })
-    )
+    matches!(error, Error::Network(error) if !error.is_final())
 }
 
 /// Waits until one of these servers connects.

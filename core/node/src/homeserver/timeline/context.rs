@@ -1,7 +1,7 @@
 //! `/event`, `/context` and `/timestamp_to_event`: single events and what stands around them.
 
 use kith_engine::EventFilter;
-use kith_store::{Direction, Seq, TimelineEvent};
+use kith_store::{Direction, Moment, Seq, TimelineEvent};
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, RoomId,
     api::client::{
@@ -163,12 +163,18 @@ impl Reading<'_> {
     fn lacks_history_at(&mut self, ts: MilliSecondsSinceUnixEpoch) -> Result<bool, Error> {
         let room = self.sight.room();
         Ok(self.access == Access::Joined
-            && self.txn.events_near(room, ts, Direction::Backward, 1)?.is_empty()
+            && self
+                .txn
+                .events_near(room, ts, Direction::Backward, Moment::NOW, 1)?
+                .is_empty()
             && !self.txn.backward_extremities(room)?.is_empty())
     }
 
     fn nearest(&mut self, ts: MilliSecondsSinceUnixEpoch, way: Direction) -> Result<TimelineEvent, Error> {
-        for event in self.txn.events_near(self.sight.room(), ts, way, MAX_NEAREST)? {
+        for event in self
+            .txn
+            .events_near(self.sight.room(), ts, way, Moment::NOW, MAX_NEAREST)?
+        {
             if self.sight.membership_at(&event)?.is_some() {
                 return Ok(event);
             }

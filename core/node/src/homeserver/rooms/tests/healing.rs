@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use kith_store::StoreError;
 use serde_json::{Value, json};
 
 use super::{
@@ -40,23 +41,24 @@ async fn a_refusal_that_nobody_heard_is_told_when_somebody_is_back() {
     }
 }
 
-/// Waits until a node owes no leaves any more, which is no news to clients and hence wakes nobody.
-async fn until_settled(node: &Node) {
+/// Waits until a node owes no leaves any more and enters nothing, which is no news to clients and hence wakes nobody.
+pub(super) async fn until_settled(node: &Node) {
     let settled = async {
-        while !node
-            .hs
-            .context
-            .store
-            .read(|txn| txn.owed_leaves())
-            .await
-            .unwrap()
-            .is_empty()
-        {
+        loop {
+            let read = node
+                .hs
+                .context
+                .store
+                .read(|txn| Ok::<_, StoreError>((txn.owed_leaves()?, txn.entries()?)));
+            let (owed, entries) = read.await.unwrap();
+            if owed.is_empty() && entries.is_empty() {
+                return;
+            }
             tokio::task::yield_now().await;
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(60), settled).await;
-    assert!(waited.is_ok(), "leaves stay owed");
+    assert!(waited.is_ok(), "leaves stay owed, or rooms half entered");
 }
 
 /// Whoever is invited once more before the refusal arrives is invited.

@@ -1,5 +1,7 @@
 //! The rooms service through the routers of real nodes.
 
+mod boundaries;
+mod entries;
 mod federated;
 mod healing;
 mod local;
