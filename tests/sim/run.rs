@@ -123,6 +123,9 @@ async fn simulate(plan: Plan) -> Outcome {
     let mut findings = world.findings();
     findings.extend(checker::check(&world, &clients, &observers).await);
     findings.extend(bounds::check(&world).await);
+    if findings.is_empty() {
+        findings.extend(rest(&world).await);
+    }
     let society = &world.society;
     Outcome {
         findings,
@@ -150,6 +153,16 @@ async fn quiet(world: &World) {
         }
         stirs = now;
     }
+}
+
+/// A converged world in which nobody does anything says nothing: not a single request in an hour. Whoever is taken for
+/// present, by what was last heard, has the hour before that to be taken for gone.
+async fn rest(world: &World) -> Option<Finding> {
+    sleep(HOUR).await;
+    let before = world.trace.lines();
+    sleep(HOUR).await;
+    let said = world.trace.lines() - before;
+    (said > 0).then(|| Finding(format!("an hour at rest cost {said} requests")))
 }
 
 impl Outcome {
