@@ -358,16 +358,23 @@ fn the_newer_record_wins_and_a_replay_never_does() {
 
 #[test]
 fn a_storer_keeps_a_record_for_one_lifetime_at_the_most() {
-    let sealed = SealedRecord::decode(&seal(1, &address(NOW), today())).unwrap();
-    let ends = u64::from(sealed.expires().0) + DAY;
-    let cases = [
-        (NOW, NOW + SealedRecord::LIFETIME_MS),
-        (NOW - DAY, NOW - DAY + SealedRecord::LIFETIME_MS),
-        (ends - 1, ends),
-        (ends + 5, ends),
-    ];
-    for (received, expected) in cases {
-        assert_eq!(sealed.kept_until(at(received)), at(expected), "received at {received}");
+    let morning = u64::from(today().begins().0);
+    // A record of the morning ends a day after its expiry; one of the evening with the day after its own.
+    for (made, ends) in [
+        (morning, morning + SealedRecord::LIFETIME_MS + DAY),
+        (NOW, morning + 2 * DAY),
+    ] {
+        let sealed = SealedRecord::decode(&seal(1, &address(made), today())).unwrap();
+        assert_eq!(sealed.refused_from(), at(ends), "made at {made}");
+        let cases = [
+            (made, made + SealedRecord::LIFETIME_MS),
+            (made - DAY, made - DAY + SealedRecord::LIFETIME_MS),
+            (ends - 1, ends),
+            (ends + 5, ends),
+        ];
+        for (received, expected) in cases {
+            assert_eq!(sealed.kept_until(at(received)), at(expected), "received at {received}");
+        }
     }
 }
 
