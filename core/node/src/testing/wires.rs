@@ -205,6 +205,14 @@ impl Wires {
         }
     }
 
+    /// [`Wires::until_requests`] for those that arrive at one node.
+    pub(crate) async fn until_requests_to(&self, node: &ServerName, part: &str, count: usize) {
+        let mut news = self.1.subscribe();
+        while self.requests_to(node, part) < count {
+            news.changed().await.unwrap();
+        }
+    }
+
     /// Adds a node, up but not serving yet.
     pub(super) fn add(&self, name: OwnedServerName) {
         let end = End {
