@@ -338,6 +338,8 @@ async fn nodes_find_each_other_by_name_alone_through_a_relay_that_serves_the_dht
         ..config(data)
     };
     let bob = Node::start(with_relay(b.path())).await.unwrap();
+    // What the first publication waits for.
+    crate::publishing::placed(&bob.inner.network.net().unwrap()).await;
     // Key document and addresses.
     relay.dht().wait_for(|status| status.records == 2).await.unwrap();
     let alice = Node::start(with_relay(a.path())).await.unwrap();

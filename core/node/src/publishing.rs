@@ -56,13 +56,8 @@ struct Published {
 pub(crate) async fn run(node: Node, net: Net) {
     let context = &node.inner.homeserver.context;
     if node.all_relays().await.is_ok_and(|relays| !relays.is_empty()) {
-        let placed = net.listening(|addresses| {
-            addresses
-                .iter()
-                .any(|address| address.to_string().ends_with("/p2p-circuit"))
-        });
         // A relay that takes longer is a change like any other.
-        let _ = timeout(FOR_RELAYS, placed).await;
+        let _ = timeout(FOR_RELAYS, placed(&net)).await;
     }
     let mut document = context.key_document.clone();
     let mut published = Published::default();
@@ -94,6 +89,14 @@ pub(crate) async fn run(node: Node, net: Net) {
             () = settled(&net, &mut seen) => {}
             () = renewed(&mut document) => {}
         }
+    }
+}
+
+/// Waits until there is a place at a relay to publish.
+pub(crate) async fn placed(net: &Net) {
+    let mut seen = net.addresses_seen();
+    while net.whereabouts().relays.is_empty() {
+        net.addresses_changed(&mut seen).await;
     }
 }
 
