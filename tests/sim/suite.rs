@@ -25,10 +25,10 @@ use crate::{
 };
 
 /// What the suite of `make test` runs.
-const SEEDS: u64 = 20;
-const NODES: usize = 5;
+const SEEDS: u64 = 60;
+const NODES: usize = 10;
 /// So many of them are run again, and must do the same again.
-const REPLAYS: u64 = 4;
+const REPLAYS: u64 = 10;
 /// Seeds that look for what was broken on purpose; one of them must find it.
 const BROKEN_SEEDS: u64 = 3;
 const BROKEN_NODES: usize = 5;
