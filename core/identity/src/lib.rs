@@ -3,7 +3,8 @@
 //!
 //! A server name *is* an Ed25519 public key ([`IdentityPublicKey`]). The matching [`IdentityKey`] signs only
 //! [`KeyDocument`]s, which name the [`NodeKey`]s that may sign events. A [`Hello`] proves who stands behind a libp2p
-//! connection; a [`Ticket`] tells another person where to find a node, and a [`SealedRecord`] whoever knows its name.
+//! connection; a [`Ticket`] tells another person where to find a node, and a [`SealedRecord`] whoever knows its name. A
+//! [`TopicSecret`] is what members of a room share to pass messages on among themselves.
 
 mod blinding;
 pub mod cbor;
@@ -15,6 +16,7 @@ mod phrase;
 mod qr;
 mod record;
 mod ticket;
+mod topic;
 
 pub use document::{DocumentError, KeyDocument, KeyStatus, NodeEntry, OldKey, ROOT_KEY_ID};
 pub use hello::{Hello, HelloError};
@@ -27,3 +29,4 @@ pub use record::{
     RecordSigner, RecordSlot, SealedRecord, Whereabouts,
 };
 pub use ticket::{Ticket, TicketError};
+pub use topic::{TopicError, TopicKey, TopicName, TopicSecret};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use kith_identity::{TopicKey, TopicName};
 use ruma::{
     OwnedServerName, ServerName,
     api::error::{ErrorKind, RetryAfter},
@@ -130,6 +131,37 @@ pub struct PeerStatus {
     pub addresses: Vec<String>,
 }
 
+/// A message on a topic, signed with the topic's key. Nothing more is known about who made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMessage {
+    /// The topic.
+    pub topic: TopicName,
+    /// Who passed it on to this node.
+    pub from: OwnedServerName,
+    /// What [`kith_identity::TopicSecret::open`] takes.
+    pub message: Bytes,
+}
+
+/// Why a message went to nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// This node does not follow the topic.
+    #[error("the topic is not followed")]
+    NotFollowed,
+    /// No connected server follows the topic, as far as is known.
+    #[error("nobody who is connected follows the topic")]
+    NobodyThere,
+    /// The message exceeds [`TopicKey::MAX_MESSAGE`], or the topic's key did not sign it.
+    #[error("no message of this topic")]
+    NotValid,
+    /// The same message was published, or came in, a short while ago.
+    #[error("the message was sent already")]
+    Duplicate,
+    /// Every follower has too much to take already, or there is no network now.
+    #[error("there is no way to send now")]
+    Busy,
+}
+
 /// Carries requests to other nodes by server name.
 ///
 /// Requests that come *in* are not part of this trait: whoever runs the network hands them to
@@ -150,4 +182,28 @@ pub trait Network: Send + Sync + 'static {
 
     /// The peers connected now.
     fn peers(&self) -> Vec<PeerStatus>;
+
+    /// Follows a topic among these servers: only they are listened to and told, and a few of them are kept connected. Once
+    /// more with other members replaces them. A network that has no topics follows none.
+    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
+        let _ = (topic, members);
+    }
+
+    /// Follows a topic no longer.
+    async fn unfollow(&self, topic: &TopicName) {
+        let _ = topic;
+    }
+
+    /// Gives a message to a few connected followers, who pass it on; says to how many. It may reach anybody or nobody: a hint, never
+    /// a delivery.
+    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError> {
+        let _ = (topic, message);
+        Err(PublishError::NotFollowed)
+    }
+
+    /// Messages of the topics that are followed, from now on; never those published here. What a lagging receiver misses is
+    /// lost. None from a network that has no topics.
+    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
+        None
+    }
 }
