@@ -48,7 +48,7 @@ const LIMITS: BatchLimits = BatchLimits {
 /// Passing news kept in memory for one server; the oldest make room.
 const MAX_PASSING: usize = LIMITS.edus;
 
-/// Failures that count of a server that answers 503: its backoff ends at two minutes.
+/// Failures that count of a server that answers 503, and of the own disk: the backoff ends at two minutes.
 const MAX_FAILURES_OF_THE_BUSY: u32 = 6;
 
 /// The service. Cheap to clone; [`Outbox::shutdown`], or dropping the last handle, ends its tasks.
@@ -77,6 +77,8 @@ struct Shared {
 struct Destination {
     /// Something was queued since the task last looked.
     woken: AtomicBool,
+    /// The same, for a task that waits to delete what was sent.
+    queued: Notify,
     /// The server was seen: a wait for the next attempt ends.
     seen: Notify,
     /// News that are worth sending now or never, by slot.
@@ -172,6 +174,7 @@ impl Outbox {
             Entry::Occupied(running) => {
                 give(running.get());
                 running.get().woken.store(true, Ordering::Release);
+                running.get().queued.notify_one();
             }
             Entry::Vacant(place) => {
                 let server = place.key().clone();
@@ -291,13 +294,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Deletes what a server has acknowledged; the next transaction need not wait for that.
-    fn forget(&self, server: &OwnedServerName, last: i64) -> JoinHandle<()> {
+    /// Deletes what a server has acknowledged; the next transaction need not wait for that. Gives whether it is deleted.
+    fn forget(&self, server: &OwnedServerName, last: i64) -> JoinHandle<bool> {
         let (store, server) = (self.ctx.store.clone(), server.clone());
         tokio::spawn(async move {
-            if let Err(error) = store.write(move |txn| txn.outbox_sent(&server, last)).await {
-                tracing::warn!(%error, "what was sent could not be deleted; it is sent again after a restart");
+            let deleted = store.write(move |txn| txn.outbox_sent(&server, last)).await;
+            if let Err(error) = &deleted {
+                tracing::warn!(%error, "what was sent could not be deleted");
             }
+            deleted.is_ok()
         })
     }
 
@@ -327,13 +332,64 @@ impl Shared {
             () = destination.seen.notified() => *failures = 0,
         }
     }
+
+    /// Waits before another attempt to delete what was sent, or until something is queued.
+    async fn wait_for_disk(&self, destination: &Destination, failures: u32) {
+        let random = self.ctx.world.rng().next_u64();
+        tokio::select! {
+            () = tokio::time::sleep(backoff(failures.min(MAX_FAILURES_OF_THE_BUSY), random)) => {}
+            () = destination.queued.notified() => {}
+        }
+    }
+}
+
+/// What a server has acknowledged of the rows that one task sent it.
+#[derive(Default)]
+struct Acknowledged {
+    /// The last of those rows.
+    last: Option<i64>,
+    /// Their deletion, and that of all before them.
+    deleting: Option<JoinHandle<bool>>,
+    /// Deletions that failed in a row.
+    failures: u32,
+}
+
+impl Acknowledged {
+    /// The row after which the next transaction begins.
+    fn last(&self) -> i64 {
+        self.last.unwrap_or(i64::MIN)
+    }
+
+    /// Has everything up to a row deleted, at most one deletion ahead of what is done.
+    async fn delete(&mut self, shared: &Shared, server: &OwnedServerName, last: i64) {
+        self.last = Some(last);
+        if let Some(earlier) = self.deleting.replace(shared.forget(server, last)) {
+            // What that one left, this one deletes.
+            let _ = earlier.await;
+        }
+    }
+
+    /// Whether all of it is deleted. If the disk did not allow it, another attempt is begun a while later: a task that
+    /// ended now would leave rows that nothing but a restart looks at again.
+    async fn is_deleted(&mut self, shared: &Shared, server: &OwnedServerName, destination: &Destination) -> bool {
+        let Some(deleting) = self.deleting.take() else {
+            return true;
+        };
+        if matches!(deleting.await, Ok(true)) {
+            self.failures = 0;
+            return true;
+        }
+        self.failures += 1;
+        shared.wait_for_disk(destination, self.failures).await;
+        self.deleting = Some(shared.forget(server, self.last()));
+        false
+    }
 }
 
 /// The task of one server: runs until nothing waits for it any more.
 async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<Destination>) {
     let mut failures = 0;
-    let mut sent = i64::MIN;
-    let mut forgetting: Option<JoinHandle<()>> = None;
+    let mut acknowledged = Acknowledged::default();
     let mut pending = None;
     let mut ahead = None;
     loop {
@@ -341,14 +397,15 @@ async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<De
             pending = ahead.take();
         }
         if pending.is_none() {
-            pending = match shared.next_transaction(&server, &destination, sent).await {
+            pending = match shared
+                .next_transaction(&server, &destination, acknowledged.last())
+                .await
+            {
                 Ok(Some(transaction)) => Some(transaction),
                 Ok(None) => {
                     // A new task would start over: what was sent must be gone before.
-                    if let Some(forgetting) = forgetting.take() {
-                        let _ = forgetting.await;
-                    }
-                    if shared.retire(&server, &destination) {
+                    let deleted = acknowledged.is_deleted(&shared, &server, &destination).await;
+                    if deleted && shared.retire(&server, &destination) {
                         return;
                     }
                     continue;
@@ -373,10 +430,7 @@ async fn serve(shared: Arc<Shared>, server: OwnedServerName, destination: Arc<De
             Ok(()) => {
                 failures = 0;
                 if let Some(last) = transaction.last {
-                    sent = last;
-                    if let Some(earlier) = forgetting.replace(shared.forget(&server, last)) {
-                        let _ = earlier.await;
-                    }
+                    acknowledged.delete(&shared, &server, last).await;
                 }
                 pending = None;
             }
@@ -413,4 +467,40 @@ async fn watch_peers(shared: Arc<Shared>, mut events: Receiver<PeerEvent>) {
 /// A poisoned lock only says that another thread panicked; what these locks guard is whole at every step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::server_name;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::testing::Cluster;
+
+    #[tokio::test]
+    async fn what_was_sent_is_deleted_once_the_disk_allows_it() {
+        let cluster = Cluster::start(1).await;
+        let (hs, server) = (&cluster[0].hs, server_name!("other").to_owned());
+        let store = &hs.context.store;
+        let (edu, to) = (to_raw_value("edu").unwrap(), server.clone());
+        store.write(move |txn| txn.enqueue_edu(&to, &edu)).await.unwrap();
+        let disk = rusqlite::Connection::open(cluster[0].database()).unwrap();
+        disk.execute_batch(
+            "CREATE TRIGGER full BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+        )
+        .unwrap();
+        let (shared, destination) = (&hs.outbox.inner.shared, Destination::default());
+        let mut acknowledged = Acknowledged::default();
+        acknowledged.delete(shared, &server, i64::MAX).await;
+        for _ in 0..3 {
+            destination.queued.notify_one();
+            assert!(!acknowledged.is_deleted(shared, &server, &destination).await);
+        }
+        disk.execute_batch("DROP TRIGGER full").unwrap();
+        destination.queued.notify_one();
+        while !acknowledged.is_deleted(shared, &server, &destination).await {
+            destination.queued.notify_one();
+        }
+        assert_eq!(store.read(|txn| txn.outbox_len()).await.unwrap(), 0);
+    }
 }

@@ -9,7 +9,7 @@ pub(crate) use client::{Client, assert_refused, escape};
 pub(crate) use wires::Wires;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -117,6 +117,11 @@ impl Node {
             wires,
             clock,
         }
+    }
+
+    /// The file of its database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data.path().join("kith.db")
     }
 
     /// Takes the node off the network; its clients still reach it.
