@@ -373,23 +373,22 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         }
     }
 
-    /// Moves the forward extremities and the current state along with an accepted event.
+    /// Moves the forward extremities and the current state along with an accepted event, and with one that was refused but
+    /// that an accepted event builds upon: through it, that one takes the place of what was before.
     fn move_room(
         &self,
         applied: &mut Applied,
         extremities: &[Extremity],
         current: Option<StateId>,
     ) -> Result<(), RoomError<R::Error>> {
-        if applied.status != EventStatus::Accepted {
-            return Ok(());
-        }
         let covered = self.covered(extremities)?;
         let (gone, kept): (Vec<&Extremity>, Vec<&Extremity>) = extremities
             .iter()
             .partition(|extremity| covered.contains(&extremity.event));
         // One that comes late is built upon already: it is no extremity, and what it builds upon is none any more.
         let late = !kept.is_empty() && self.reader.has_successor(self.pdu.event_id())?;
-        if late && gone.is_empty() {
+        let refused = applied.status != EventStatus::Accepted;
+        if (late && gone.is_empty()) || (refused && !late) {
             return Ok(());
         }
         let new = (!late).then(|| self.as_extremity(applied));

@@ -446,6 +446,49 @@ fn a_message_on_an_old_state_can_change_the_current_one() {
     }
 }
 
+/// What comes late and is refused leaves no head behind it either: the event that builds upon it was accepted.
+#[test]
+fn what_comes_late_and_is_refused_leaves_the_heads_as_they_are() {
+    for refused in [EventStatus::SoftFailed, EventStatus::Rejected] {
+        let mut scene = Scene::public(RoomVersionId::V12, &["bob", "charlie"]);
+        let start = scene.last();
+        let before = scene.craft(&[&start], "charlie", "m.room.message", None, json!({"body": "before"}));
+        let (kind, key) = match refused {
+            EventStatus::Rejected => ("org.example.note", Some("")),
+            _ => ("m.room.message", None),
+        };
+        let mut elsewhere = scene.rooms.clone();
+        elsewhere.accept(&before);
+        let server = scene.server("bob");
+        let build = |rooms: &MemoryRooms, prev: &OwnedEventId, by: &str, kind: &str, key, now| {
+            let draft = scene.draft(by, kind, key, json!({"body": by}));
+            rooms.build_on(server, &scene.room, std::slice::from_ref(prev), &draft, at(now))
+        };
+        let missed = build(&elsewhere, &before.event_id().to_owned(), "bob", kind, key, 5_000);
+        elsewhere.accept(&missed);
+        let later = build(
+            &elsewhere,
+            &missed.event_id().to_owned(),
+            "bob",
+            "m.room.message",
+            None,
+            5_001,
+        );
+        let state: Vec<OwnedEventId> = scene.state().into_values().collect();
+        let applied = receive_with_state(&scene.rooms, &later, &state)
+            .unwrap()
+            .applied()
+            .unwrap();
+        scene.rooms.save(&applied);
+        let ban = json!({"membership": "ban"});
+        scene.say("alice", "m.room.member", Some(&user("bob")), ban);
+        let heads = scene.rooms.forward_extremities(&scene.room).unwrap();
+        scene.rooms.accept(&before);
+        assert_eq!(scene.rooms.accept(&missed).status, refused);
+        assert_eq!(scene.rooms.forward_extremities(&scene.room).unwrap(), heads);
+    }
+}
+
 /// Events of a gap arrive after what builds upon them: they become no extremities, and leave none behind.
 #[test]
 fn what_comes_late_leaves_the_heads_as_they_are() {
