@@ -26,6 +26,7 @@ mod session;
 pub mod settings;
 mod streams;
 mod swarm;
+mod topics;
 
 pub use address::{circuit_address, relay_peer, split_peer_id};
 pub use config::{ConnectionLimits, NetConfig, RequestLimits, Timing};
@@ -36,3 +37,4 @@ pub use libp2p::{Multiaddr, PeerId};
 pub use net::{AddressesSeen, Net, peer_id_of};
 pub use peers::{ConnectionInfo, PeerEvent, PeerInfo};
 pub use server::{Body, BoxError, InboundService};
+pub use topics::{TellError, TopicMessage};

@@ -1,13 +1,14 @@
 //! The handle that the rest of the node holds. Cheap to clone; everything happens in the owner task and the sessions.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use kith_identity::{SealedRecord, TransportKey, Whereabouts};
+use kith_identity::{SealedRecord, TopicKey, TopicName, TransportKey, Whereabouts};
 use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
@@ -18,13 +19,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Break, NetConfig, PeerEvent, PeerInfo, PublishError, RequestError, RequestLimits, StartError,
+    Break, NetConfig, PeerEvent, PeerInfo, PublishError, RequestError, RequestLimits, StartError, TellError,
+    TopicMessage,
     address::{circuit_address, is_relayed, relay_of, sort_for_ticket, split_peer_id},
     client::ExchangeError,
     coding,
     dht::Dht,
     hello::OwnSide,
-    owner::{Channels, Command, Listening, Owner},
+    owner::{Channels, Command, Listening, Owner, company},
     peers::{NotConnected, Peer, Peers, lock},
     session::{REPORT_QUEUE, Shared},
     swarm,
@@ -57,10 +59,13 @@ pub struct AddressesSeen(watch::Receiver<Listening>);
 pub struct Net(Arc<Inner>);
 
 struct Inner {
+    server_name: OwnedServerName,
     peer_id: PeerId,
     peers: Arc<Peers>,
     commands: mpsc::Sender<Command>,
     listening: watch::Receiver<Listening>,
+    topic_messages: broadcast::Sender<TopicMessage>,
+    followers: watch::Receiver<BTreeMap<TopicName, usize>>,
     dht: Dht,
     /// Relays that were named as addresses to listen on.
     places: Vec<Multiaddr>,
@@ -89,6 +94,8 @@ impl Net {
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
         let (reports, report_queue) = mpsc::channel(REPORT_QUEUE);
         let (listening, listening_now) = watch::channel(Listening::default());
+        let topic_messages = company::messages();
+        let (followers, followers_now) = watch::channel(BTreeMap::new());
         let stop = CancellationToken::new();
         let peers = Arc::new(Peers::new(config.limits.clone()));
         let shared = Arc::new(Shared {
@@ -107,16 +114,21 @@ impl Net {
             commands: command_queue,
             reports: report_queue,
             listening,
+            topic_messages: topic_messages.clone(),
+            followers,
             stop: stop.clone(),
         };
         let dht = Dht::new(config.dht, &config.relays, shared.own.directory.clone(), &shared.timing);
         let mut owner = Owner::new(swarm, shared, peers.clone(), dht.clone(), channels);
         owner.listen(&listen, &config.external, &relays).await?;
         let net = Self(Arc::new(Inner {
+            server_name: config.server_name,
             peer_id,
             peers,
             commands,
             listening: listening_now,
+            topic_messages,
+            followers: followers_now,
             dht,
             places,
             stop,
@@ -242,6 +254,41 @@ impl Net {
         let publish = self.0.dht.publish(record);
         let published = self.0.stop.run_until_cancelled(publish).await;
         published.unwrap_or(Err(PublishError::NotTaken))
+    }
+
+    /// Follows a topic among these servers: only they are listened to and told, and a few of them are kept connected. Once
+    /// more with other members replaces them.
+    pub async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
+        let members = members.into_iter().filter(|server| *server != self.0.server_name);
+        let command = Command::Follow(topic, Arc::new(members.collect()));
+        // After a shutdown nothing is followed anyway.
+        let _ = self.0.commands.send(command).await;
+    }
+
+    /// Follows a topic no longer.
+    pub async fn unfollow(&self, topic: &TopicName) {
+        let _ = self.0.commands.send(Command::Unfollow(topic.clone())).await;
+    }
+
+    /// Gives a message of a topic to a few connected followers, who pass it on; says to how many. It may reach anybody or
+    /// nobody: a hint, never a delivery.
+    pub async fn tell(&self, topic: &TopicKey, message: Bytes) -> Result<usize, TellError> {
+        let (reply, told) = oneshot::channel();
+        let command = Command::Tell(*topic, message, reply);
+        let sent = self.0.commands.send(command).await;
+        sent.map_err(|_| TellError::ShuttingDown)?;
+        told.await.unwrap_or(Err(TellError::ShuttingDown))
+    }
+
+    /// Messages of the topics that are followed, from now on; never those told by this node. What a lagging receiver misses
+    /// is lost.
+    pub fn topic_messages(&self) -> broadcast::Receiver<TopicMessage> {
+        self.0.topic_messages.subscribe()
+    }
+
+    /// How many connected nodes follow each topic with this one, as it changes.
+    pub fn followers(&self) -> watch::Receiver<BTreeMap<TopicName, usize>> {
+        self.0.followers.clone()
     }
 
     /// Says that the network changed (another Wi-Fi, back from sleep): every connection is checked, and contacts that are

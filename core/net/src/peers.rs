@@ -208,6 +208,11 @@ impl Peers {
         last
     }
 
+    /// Who is connected.
+    pub(crate) fn names(&self) -> Vec<OwnedServerName> {
+        lock(&self.table).keys().cloned().collect()
+    }
+
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<PeerEvent> {
         self.events.subscribe()
     }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{BoxError, NetConfig, StartError, Timing, address, dht, gate, reachability, streams};
+use crate::{BoxError, NetConfig, StartError, Timing, address, dht, gate, reachability, streams, topics};
 
 /// What identify tells everyone we connect to, the same for every node.
 pub(crate) const PROTOCOL_VERSION: &str = "/kith/1";
@@ -72,6 +72,7 @@ pub(crate) struct Behaviour {
     mdns: Toggle<mdns::tokio::Behaviour>,
     /// Serving others; this node's own errands have swarms of their own.
     pub(crate) dht: Toggle<dht::Server>,
+    pub(crate) topics: topics::Behaviour,
     streams: streams::Behaviour,
 }
 
@@ -105,6 +106,7 @@ pub(crate) fn build(config: &NetConfig, keypair: &Keypair) -> Result<Swarm<Behav
         identify: identify_behaviour(keypair),
         mdns: mdns.into(),
         dht: dht_server(config, peer_id).into(),
+        topics: topics::Behaviour::new().map_err(setup)?,
         streams: streams::Behaviour::default(),
     };
     Ok(swarm(transport, behaviour, peer_id, &config.timing))

@@ -1,8 +1,11 @@
 //! The task that owns the swarm: connections, who is behind them, and which of them stay. Never awaits the directory, a
 //! peer or a request; whatever takes time runs beside it and reports back.
 
+mod addresses;
 mod circuits;
+pub(crate) mod company;
 mod dialling;
+mod keeping;
 mod reservations;
 mod sleep;
 mod surroundings;
@@ -13,23 +16,26 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, future::join_all};
+use bytes::Bytes;
+use futures::StreamExt;
+use kith_identity::{TopicKey, TopicName};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::{ConnectedPoint, transport::ListenerId},
-    identify, mdns,
+    mdns,
     swarm::{ConnectionId, SwarmEvent},
 };
 use ruma::OwnedServerName;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    circuits::Circuits, dialling::Dialling, reservations::Reservations, sleep::Rest, surroundings::Surroundings,
+    circuits::Circuits, company::Company, dialling::Dialling, reservations::Reservations, sleep::Rest,
+    surroundings::Surroundings,
 };
 use crate::{
     PeerAddresses, StartError,
@@ -40,16 +46,11 @@ use crate::{
     session::{Greeting, News, Report, Session, SessionFault, Shared},
     streams,
     swarm::{self, Behaviour, BehaviourEvent},
+    topics::{Followers, Members, TellError, TopicMessage},
 };
 
 /// For answers under way when the node stops, and then for tasks to end.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// How often one connection's addresses are kept: when it comes up, and when they change a few times after.
-const MAX_KEPT: u8 = 8;
-
-/// Addresses that a peer may name as its own.
-const MAX_NAMED_ADDRESSES: usize = 8;
 
 /// Addresses from the DHT that the owner has not read yet.
 const FOUND_QUEUE: usize = 64;
@@ -63,6 +64,12 @@ pub(crate) enum Command {
     Connect(OwnedServerName, oneshot::Sender<Connected>),
     /// Remember where a server may be found.
     AddAddresses(OwnedServerName, PeerId, Vec<Multiaddr>),
+    /// Follow a topic among these servers.
+    Follow(TopicKey, Members),
+    /// Follow a topic no longer.
+    Unfollow(TopicName),
+    /// Send a message on a topic; the reply says to how many it went.
+    Tell(TopicKey, Bytes, oneshot::Sender<Result<usize, TellError>>),
     /// Check every connection, and dial lost contacts again.
     NetworkChanged,
     /// Dial the contacts that are not connected.
@@ -109,6 +116,10 @@ enum Later {
     Visited(ConnectionId),
     /// Connections to this server were checked; the best one can be told now.
     Settle(OwnedServerName),
+    /// A member of a topic was dialled, and reached or not.
+    Tried(OwnedServerName, bool),
+    /// Members of this topic may be dialled again.
+    SeekCompany(TopicName),
     /// Nothing follows from it.
     Done,
 }
@@ -149,6 +160,7 @@ pub(crate) struct Owner {
     dialling: Dialling,
     circuits: Circuits,
     reservations: Reservations,
+    company: Company,
     dht: Dht,
     /// Where searches in the DHT put what they find.
     found: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
@@ -162,6 +174,8 @@ pub(crate) struct Channels {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) listening: watch::Sender<Listening>,
+    pub(crate) topic_messages: broadcast::Sender<TopicMessage>,
+    pub(crate) followers: watch::Sender<Followers>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -188,6 +202,7 @@ impl Owner {
             dialling: Dialling::default(),
             circuits: Circuits::default(),
             reservations: Reservations::default(),
+            company: Company::new(channels.topic_messages, channels.followers),
             dht,
             found: mpsc::channel(FOUND_QUEUE),
             surroundings: Surroundings::default(),
@@ -243,6 +258,12 @@ impl Owner {
             Command::AddAddresses(server, peer_id, addresses) => {
                 self.dialling.book.add(&server, peer_id, &addresses);
             }
+            Command::Follow(topic, members) => self.follow(topic, members),
+            Command::Unfollow(topic) => self.unfollow(&topic),
+            Command::Tell(topic, message, reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.tell(&topic, message));
+            }
             Command::NetworkChanged => self.handle_network_changed(),
             Command::SetRelays(relays) => {
                 self.set_relays(&relays);
@@ -276,6 +297,8 @@ impl Owner {
             Later::Dozed => self.handle_dozed(),
             Later::Visited(id) => self.handle_visited(id),
             Later::Settle(server) => self.settle(&server),
+            Later::Tried(server, reached) => self.handle_tried(&server, reached),
+            Later::SeekCompany(topic) => self.handle_seek_company(&topic),
             Later::Lost(None) | Later::Done => {}
         }
     }
@@ -284,6 +307,7 @@ impl Owner {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Streams(connection)) => self.handle_connection(connection),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => self.handle_identify(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Topics(event)) => self.handle_topic_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => self.handle_upnp(&event),
             SwarmEvent::Behaviour(BehaviourEvent::Punching(event)) => {
                 tracing::debug!(peer_id = %event.remote_peer_id, punched = event.result.is_ok(), "a hole was tried");
@@ -384,25 +408,6 @@ impl Owner {
         }
     }
 
-    /// Retires the connection that was silent for longest when few places are left, so that new ones can come: those of
-    /// contacts last.
-    fn make_room(&self) {
-        let places = self.shared.limits.connections as usize;
-        if self.sessions.len() <= places - places / 8 {
-            return;
-        }
-        let known = self
-            .sessions
-            .values()
-            .filter_map(|entry| Some((&entry.session, entry.peer.as_ref()?)));
-        let spare = known.filter(|(session, _)| session.is_usable());
-        let silent = spare.min_by_key(|(session, peer)| (self.contacts.contains(&peer.server_name), session.heard()));
-        if let Some((session, _)) = silent {
-            tracing::debug!("many connections: the one that was silent for longest goes");
-            session.retire();
-        }
-    }
-
     fn handle_report(&mut self, report: Report) {
         match report.news {
             News::Known(verified) => self.handle_known(report.id, verified),
@@ -427,6 +432,7 @@ impl Owner {
         };
         self.swarm.behaviour_mut().gate.forget(id);
         let server = verified.server_name.clone();
+        self.swarm.behaviour_mut().topics.known(id, server.clone());
         let session = entry.session.clone();
         let peer = self.peers.add(verified, session.clone());
         entry.peer = Some(peer.clone());
@@ -435,19 +441,10 @@ impl Owner {
         }
         self.keep_addresses(id);
         self.connected(&server, id, &peer);
+        self.company_came(&server);
         self.watch_visitor(id);
         self.seek_straight_path(&session, &peer);
         self.check_all(&peer);
-    }
-
-    /// A connection went dead: that may be because of its relay, or of the network, and then relays are out of reach as well.
-    fn doubt_relays(&mut self, id: ConnectionId) {
-        let Some(entry) = self.sessions.get(&id) else { return };
-        let relay = address::relay_of(&entry.session.address).filter(|_| entry.session.path() == Path::Relayed);
-        match relay {
-            Some((relay, _)) => self.doubt_relay(relay),
-            None => self.doubt_all_relays(),
-        }
     }
 
     fn handle_closed(&mut self, id: ConnectionId) {
@@ -458,115 +455,9 @@ impl Owner {
         let Some(peer) = entry.peer else { return };
         if self.peers.remove(&peer, id) && !self.stop.is_cancelled() && !self.rest.is_on() {
             self.look_up_lost(peer.server_name.clone());
+            self.company_left(&peer.server_name);
         }
         self.note_quiet();
-    }
-
-    fn handle_identify(&mut self, event: identify::Event) {
-        let (connection_id, peer_id, info) = match event {
-            identify::Event::Received {
-                connection_id,
-                peer_id,
-                info,
-                ..
-            } => (connection_id, peer_id, info),
-            identify::Event::Error { connection_id, .. } => return self.handle_identified(connection_id),
-            identify::Event::Sent { .. } | identify::Event::Pushed { .. } => return,
-        };
-        if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
-            dht.identified(connection_id, peer_id, &info);
-        }
-        let Some(entry) = self.sessions.get_mut(&connection_id) else {
-            return;
-        };
-        let straight = entry.session.dialled && entry.session.path() != Path::Relayed;
-        let (session, peer) = (entry.session.clone(), entry.peer.clone());
-        self.note_named(connection_id, info.listen_addrs);
-        if straight {
-            self.handle_observed(info.observed_addr);
-        }
-        self.handle_identified(connection_id);
-        if let Some(peer) = peer {
-            self.keep_addresses(connection_id);
-            self.seek_straight_path(&session, &peer);
-        }
-    }
-
-    /// Where a peer says that it listens.
-    fn note_named(&mut self, id: ConnectionId, addresses: Vec<Multiaddr>) {
-        let Some(entry) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let here = address::is_loopback(&entry.session.address);
-        let named = addresses.into_iter().map(|address| address::split_peer_id(address).0);
-        let named = named.filter(|address| address::is_dialable(address) && (here || !address::is_loopback(address)));
-        entry.named.extend(named.take(MAX_NAMED_ADDRESSES));
-    }
-
-    /// Remembers where a known peer was reached or says that it listens.
-    fn keep_addresses(&mut self, id: ConnectionId) {
-        let Some(entry) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let Some(peer) = &entry.peer else { return };
-        let mut addresses = std::mem::take(&mut entry.named);
-        addresses.dedup();
-        if addresses.is_empty() {
-            return;
-        }
-        let (server, peer_id) = (peer.server_name.clone(), entry.session.peer_id);
-        let news = self.dialling.book.add(&server, peer_id, &addresses);
-        // A peer could name new addresses all day, each of them a write.
-        if (!news && entry.kept > 0) || entry.kept >= MAX_KEPT {
-            return;
-        }
-        entry.kept += 1;
-        let known = self
-            .dialling
-            .book
-            .lookup(&server)
-            .iter()
-            .find(|known| known.peer_id == peer_id);
-        let Some(addresses) = known.cloned() else { return };
-        let shared = self.shared.clone();
-        self.later.spawn(async move {
-            if let Err(error) = shared.own.directory.keep_addresses(&server, addresses).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "addresses were not kept");
-            }
-            Later::Done
-        });
-    }
-
-    /// Checks a server's connections when it gets another: one may be what is left of a peer that restarted, and the newest
-    /// may not be known at the other end yet. What is alive is settled afterwards.
-    fn check_all(&mut self, peer: &Arc<Peer>) {
-        let sessions = peer.sessions();
-        if sessions.len() < 2 {
-            return;
-        }
-        let server = peer.server_name.clone();
-        self.later.spawn(async move {
-            join_all(sessions.iter().map(|session| session.probe())).await;
-            Later::Settle(server)
-        });
-    }
-
-    /// Leaves one connection between this node and each of the server's. Of the two ends, the one with the lower PeerId
-    /// chooses, so that both never close what the other keeps. A node's former PeerId has nobody to choose for it.
-    fn settle(&mut self, server: &ruma::ServerName) {
-        let Some(peer) = self.peers.get(server) else { return };
-        let local = *self.swarm.local_peer_id();
-        let mut kept: HashMap<[u8; 32], PeerId> = HashMap::new();
-        let usable = peer.sessions().into_iter().filter(|session| session.is_usable());
-        for session in usable {
-            let Some(verified) = session.verified() else { continue };
-            let node = *verified.node_key.as_bytes();
-            match kept.get(&node) {
-                None => drop(kept.insert(node, session.peer_id)),
-                Some(best) if *best != session.peer_id || local < session.peer_id => session.retire(),
-                Some(_) => {}
-            }
-        }
     }
 
     /// Ends every connection so that peers notice at once, then every task; then nothing of ours is bound any more.
@@ -598,22 +489,5 @@ impl Owner {
                 Some(report) = self.reports.recv() => self.handle_report(report),
             }
         }
-    }
-
-    /// A relayed connection is a makeshift: whoever dialled it dials the straight addresses of the same node, once it
-    /// knows some.
-    fn seek_straight_path(&mut self, session: &Session, peer: &Peer) {
-        let same_node = |other: &Arc<Session>| other.peer_id == session.peer_id && other.path() != Path::Relayed;
-        if session.path() != Path::Relayed || !session.dialled || peer.sessions().iter().any(same_node) {
-            return;
-        }
-        let known = self.dialling.book.lookup(&peer.server_name);
-        let known = known.iter().filter(|known| known.peer_id == session.peer_id);
-        let addresses = known.flat_map(|known| &known.addresses);
-        let straight: Vec<_> = addresses
-            .filter(|address| !address::is_relayed(address))
-            .cloned()
-            .collect();
-        self.dial_beside(session.peer_id, straight);
     }
 }

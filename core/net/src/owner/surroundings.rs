@@ -88,6 +88,7 @@ impl Owner {
         self.dialling.forgive();
         self.dht.network_changed();
         self.look_up_contacts();
+        self.seek_company_anew();
         self.look_around();
     }
 

@@ -19,4 +19,6 @@ mod rogue;
 #[cfg(test)]
 mod strangers;
 #[cfg(test)]
+mod topics;
+#[cfg(test)]
 mod wire;

@@ -3,7 +3,7 @@
 //! when it goes offline or changes its transport key.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -11,17 +11,24 @@ use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use kith_net::{InboundService, Net, RequestError, RequestLimits};
+use kith_identity::{TopicKey, TopicName};
+use kith_net::{InboundService, Net, RequestError, RequestLimits, TellError};
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{
+    Mutex,
+    broadcast::{self, error::RecvError},
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus};
+use super::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus, PublishError, TopicMessage};
 use crate::federation::Peer;
 
 /// Events that a slow receiver may be behind before it misses some.
 const EVENT_QUEUE: usize = 256;
+
+/// Messages of topics likewise.
+const MESSAGE_QUEUE: usize = 256;
 
 /// kith-net, while there is one. Cheap to clone.
 #[derive(Clone)]
@@ -32,7 +39,13 @@ pub(crate) struct Libp2p {
 struct Inner {
     attached: RwLock<Option<Attached>>,
     events: broadcast::Sender<PeerEvent>,
+    /// What is followed whenever there is a network. Held while kith-net is told, so that it hears of changes in their order.
+    topics: Mutex<Topics>,
+    messages: broadcast::Sender<TopicMessage>,
 }
+
+/// Topics and their members.
+type Topics = BTreeMap<TopicName, (TopicKey, Vec<OwnedServerName>)>;
 
 #[derive(Clone)]
 struct Attached {
@@ -46,6 +59,8 @@ impl Libp2p {
         let inner = Inner {
             attached: RwLock::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
+            topics: Mutex::default(),
+            messages: broadcast::Sender::new(MESSAGE_QUEUE),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -54,6 +69,9 @@ impl Libp2p {
     pub(crate) fn attach(&self, net: Net) -> CancellationToken {
         let detached = CancellationToken::new();
         tokio::spawn(forward(net.clone(), self.inner.events.clone(), detached.clone()));
+        let messages = forward_messages(net.clone(), self.inner.messages.clone());
+        tokio::spawn(detached.clone().run_until_cancelled_owned(messages));
+        tokio::spawn(follow_all(net.clone(), self.inner.clone()));
         let attached = Attached {
             net,
             detached: detached.clone(),
@@ -123,6 +141,67 @@ impl Network for Libp2p {
             addresses: peer.connections.iter().map(|c| c.address.to_string()).collect(),
         };
         peers.into_iter().map(status).collect()
+    }
+
+    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
+        let mut topics = self.inner.topics.lock().await;
+        topics.insert(topic.name(), (topic, members.clone()));
+        if let Some(net) = self.net() {
+            net.follow(topic, members).await;
+        }
+    }
+
+    async fn unfollow(&self, topic: &TopicName) {
+        let mut topics = self.inner.topics.lock().await;
+        topics.remove(topic);
+        if let Some(net) = self.net() {
+            net.unfollow(topic).await;
+        }
+    }
+
+    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError> {
+        let net = self.net().ok_or(PublishError::Busy)?;
+        net.tell(topic, message).await.map_err(|error| match error {
+            TellError::NotFollowed => PublishError::NotFollowed,
+            TellError::NobodyThere => PublishError::NobodyThere,
+            TellError::NotValid => PublishError::NotValid,
+            TellError::Duplicate => PublishError::Duplicate,
+            TellError::Busy | TellError::ShuttingDown => PublishError::Busy,
+        })
+    }
+
+    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
+        Some(self.inner.messages.subscribe())
+    }
+}
+
+/// Has a new kith-net follow what is followed.
+async fn follow_all(net: Net, inner: Arc<Inner>) {
+    let topics = inner.topics.lock().await;
+    for (topic, members) in topics.values() {
+        net.follow(*topic, members.clone()).await;
+    }
+}
+
+/// Passes on what comes in on topics.
+async fn forward_messages(net: Net, messages: broadcast::Sender<TopicMessage>) {
+    let mut incoming = net.topic_messages();
+    // Whoever keeps kith-net keeps it from stopping.
+    drop(net);
+    loop {
+        match incoming.recv().await {
+            Ok(message) => {
+                let message = TopicMessage {
+                    topic: message.topic,
+                    from: message.from,
+                    message: message.message,
+                };
+                // Having no listener is no fault.
+                let _ = messages.send(message);
+            }
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "messages of topics were not read in time"),
+            Err(RecvError::Closed) => break,
+        }
     }
 }
 

@@ -1,0 +1,227 @@
+//! Topics that this node follows, and the company it keeps for them: a few members of each topic are to be connected,
+//! because only followers pass its messages on. Who else is connected counts as well, so that in most rooms nobody is dialled
+//! for this.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use kith_identity::{TopicKey, TopicName};
+use rand::seq::IteratorRandom;
+use ruma::{OwnedServerName, ServerName};
+use tokio::{
+    sync::{broadcast, oneshot, watch},
+    time::{Instant, sleep},
+};
+
+use super::{Later, Owner, dialling::pause};
+use crate::topics::{Followers, Members, TellError, TopicEvent, TopicMessage};
+
+/// Members of a topic that are to be connected. As many again dial us.
+const COMPANY: usize = 4;
+
+/// Members that are tried in a row, and not reached, before there is a pause.
+const MAX_TRIES: u32 = 8;
+
+/// The first pause after that, and after one member was not reached; doubled each time, up to an hour.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Members that were not reached and are remembered for it.
+const MAX_RESTING: usize = 4096;
+
+/// Messages that whoever reads them may be behind.
+const MESSAGE_QUEUE: usize = 256;
+
+/// A topic that is followed.
+struct Topic {
+    members: Members,
+    /// Members that were tried and not reached since the last one was.
+    failures: u32,
+    /// It has to wait for members to come, or for its time.
+    waiting: bool,
+}
+
+/// A member that was not reached.
+struct Resting {
+    until: Instant,
+    failures: u32,
+}
+
+/// What is followed, and who is tried for it.
+pub(super) struct Company {
+    topics: HashMap<TopicName, Topic>,
+    trying: HashSet<OwnedServerName>,
+    resting: HashMap<OwnedServerName, Resting>,
+    messages: broadcast::Sender<TopicMessage>,
+    followers: watch::Sender<Followers>,
+}
+
+impl Company {
+    /// What comes in on topics goes to `messages`, and who follows them with us to `followers`.
+    pub(super) fn new(messages: broadcast::Sender<TopicMessage>, followers: watch::Sender<Followers>) -> Self {
+        Self {
+            topics: HashMap::new(),
+            trying: HashSet::new(),
+            resting: HashMap::new(),
+            messages,
+            followers,
+        }
+    }
+
+    /// Whether a server is a member of a topic that is followed.
+    pub(super) fn has(&self, server: &ServerName) -> bool {
+        self.topics.values().any(|topic| topic.members.contains(server))
+    }
+
+    fn topics_of(&self, server: &ServerName) -> Vec<TopicName> {
+        let shared = self.topics.iter().filter(|(_, topic)| topic.members.contains(server));
+        shared.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// Where topics' messages come out.
+pub(crate) fn messages() -> broadcast::Sender<TopicMessage> {
+    broadcast::Sender::new(MESSAGE_QUEUE)
+}
+
+impl Owner {
+    /// Follows a topic among these members.
+    pub(super) fn follow(&mut self, key: TopicKey, members: Members) {
+        let topic = Topic {
+            members: members.clone(),
+            failures: 0,
+            waiting: false,
+        };
+        self.company.topics.insert(key.name(), topic);
+        self.swarm.behaviour_mut().topics.follow(key, members);
+        self.seek_company(&key.name());
+    }
+
+    /// Follows a topic no longer. Connections stay as long as others do.
+    pub(super) fn unfollow(&mut self, topic: &TopicName) {
+        self.company.topics.remove(topic);
+        self.swarm.behaviour_mut().topics.unfollow(topic);
+    }
+
+    /// Sends a message on a topic.
+    pub(super) fn tell(&mut self, topic: &TopicKey, message: Bytes) -> Result<usize, TellError> {
+        self.swarm.behaviour_mut().topics.tell(topic, message)
+    }
+
+    /// A message came in on a topic, or followers came or went.
+    pub(super) fn handle_topic_event(&mut self, event: TopicEvent) {
+        match event {
+            // Nobody may be reading.
+            TopicEvent::Message(message) => drop(self.company.messages.send(message)),
+            TopicEvent::Followers(followers) => drop(self.company.followers.send_replace(followers)),
+        }
+    }
+
+    /// Dials members of a topic until enough are connected.
+    fn seek_company(&mut self, name: &TopicName) {
+        while let Some(server) = self.missing_company(name) {
+            self.company.trying.insert(server.clone());
+            let (reply, connected) = oneshot::channel();
+            self.connect(server.clone(), Some(reply));
+            self.later
+                .spawn(async move { Later::Tried(server, matches!(connected.await, Ok(Ok(_)))) });
+        }
+    }
+
+    /// A member to dial, if more are needed.
+    fn missing_company(&self, name: &TopicName) -> Option<OwnedServerName> {
+        let topic = self.company.topics.get(name)?;
+        if self.rest.is_on() || self.stop.is_cancelled() || topic.waiting {
+            return None;
+        }
+        let connected: HashSet<_> = self.peers.names().into_iter().collect();
+        let there = connected.iter().filter(|server| topic.members.contains(*server));
+        let there = there.count();
+        let trying = &self.company.trying;
+        let tried = trying.iter().filter(|server| topic.members.contains(*server)).count();
+        // A topic of which nobody is connected may take what others leave free.
+        let places = self.shared.limits.connections as usize;
+        let places = if there == 0 { places * 3 / 4 } else { places / 2 };
+        if there + tried >= COMPANY || self.sessions.len() + trying.len() >= places {
+            return None;
+        }
+        let now = Instant::now();
+        let rests = |server| self.company.resting.get(server).is_some_and(|rest| now < rest.until);
+        let free = topic
+            .members
+            .iter()
+            .filter(|server| !connected.contains(*server) && !trying.contains(*server) && !rests(*server));
+        free.choose(&mut rand::thread_rng()).cloned()
+    }
+
+    /// A member was dialled for a topic.
+    pub(super) fn handle_tried(&mut self, server: &ServerName, reached: bool) {
+        self.company.trying.remove(server);
+        if !reached {
+            self.note_out_of_reach(server);
+        }
+        for name in self.company.topics_of(server) {
+            let Some(topic) = self.company.topics.get_mut(&name) else {
+                continue;
+            };
+            topic.failures = if reached { 0 } else { topic.failures + 1 };
+            if topic.failures > 0 && topic.failures % MAX_TRIES == 0 && !topic.waiting {
+                topic.waiting = true;
+                let pause = pause(PAUSE, topic.failures / MAX_TRIES - 1);
+                self.later.spawn(async move {
+                    sleep(pause).await;
+                    Later::SeekCompany(name)
+                });
+            } else {
+                self.seek_company(&name);
+            }
+        }
+    }
+
+    fn note_out_of_reach(&mut self, server: &ServerName) {
+        let now = Instant::now();
+        let resting = &mut self.company.resting;
+        if resting.len() >= MAX_RESTING {
+            resting.retain(|_, rest| now < rest.until);
+        }
+        if resting.len() < MAX_RESTING {
+            let rest = resting.entry(server.to_owned()).or_insert(Resting {
+                until: now,
+                failures: 0,
+            });
+            rest.until = now + pause(PAUSE, rest.failures);
+            rest.failures += 1;
+        }
+    }
+
+    /// A topic has waited long enough.
+    pub(super) fn handle_seek_company(&mut self, name: &TopicName) {
+        if let Some(topic) = self.company.topics.get_mut(name) {
+            topic.waiting = false;
+            self.seek_company(name);
+        }
+    }
+
+    /// A server is connected.
+    pub(super) fn company_came(&mut self, server: &ServerName) {
+        self.company.resting.remove(server);
+    }
+
+    /// A server is not connected any more.
+    pub(super) fn company_left(&mut self, server: &ServerName) {
+        for name in self.company.topics_of(server) {
+            self.seek_company(&name);
+        }
+    }
+
+    /// The network is another: who was out of reach may not be.
+    pub(super) fn seek_company_anew(&mut self) {
+        self.company.resting.clear();
+        let names: Vec<_> = self.company.topics.keys().cloned().collect();
+        for name in names {
+            self.handle_seek_company(&name);
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Lets gossipsub work for topics that are followed, among their members. Decides who takes part and what is passed on;
+//! dials nobody.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    future::Future as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use kith_identity::{TopicKey, TopicName};
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{ConnectedPoint, Endpoint, transport::PortUse},
+    gossipsub::{
+        self, AllowAllSubscriptionFilter, IdentTopic, IdentityTransform, MaxCountSubscriptionFilter, Message,
+        MessageAcceptance, MessageAuthenticity, MessageId, PublishError, TopicHash,
+    },
+    swarm::{
+        ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+        THandlerInEvent, THandlerOutEvent, ToSwarm,
+        behaviour::{ConnectionClosed, ConnectionEstablished},
+    },
+};
+use ruma::OwnedServerName;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{
+    BEAT, Handler, KEPT_BEATS, MESH, TellError, TopicMessage, config,
+    handler::{Gossip, News, Order},
+    scores, topic_scores,
+};
+use crate::BoxError;
+
+/// Topics that this node follows, and that it believes one peer to follow.
+const MAX_TOPICS: usize = 2048;
+
+/// Beats after something happened: until nobody can ask for a message any more.
+const BEATS: usize = KEPT_BEATS + 1;
+
+type Router = gossipsub::Behaviour<IdentityTransform, MaxCountSubscriptionFilter<AllowAllSubscriptionFilter>>;
+type Event = ToSwarm<TopicEvent, Order>;
+
+/// The servers that may take part in a topic.
+pub(crate) type Members = Arc<HashSet<OwnedServerName>>;
+
+/// How many nodes that are connected follow each topic.
+pub(crate) type Followers = BTreeMap<TopicName, usize>;
+
+/// What becomes of topics.
+#[derive(Debug)]
+pub(crate) enum TopicEvent {
+    /// A message came in.
+    Message(TopicMessage),
+    /// Followers came or went.
+    Followers(Followers),
+}
+
+/// A topic that this node follows.
+struct Followed {
+    key: TopicKey,
+    members: Members,
+}
+
+/// A connection.
+struct Link {
+    peer_id: PeerId,
+    endpoint: ConnectedPoint,
+    /// Gossipsub knows it.
+    admitted: bool,
+}
+
+/// A peer that said who it is.
+struct Follower {
+    server: OwnedServerName,
+    /// Connections that gossipsub knows.
+    admitted: usize,
+    /// What it said last of topics in which it has no part, or we have none, as far as is known yet.
+    said: HashMap<TopicHash, News>,
+}
+
+/// See the module.
+pub(crate) struct Behaviour {
+    router: Router,
+    /// How gossipsub accepts streams.
+    protocol: <Gossip as ConnectionHandler>::InboundProtocol,
+    followed: HashMap<TopicHash, Followed>,
+    links: HashMap<ConnectionId, Link>,
+    followers: HashMap<PeerId, Follower>,
+    events: VecDeque<Event>,
+    /// Followers came or went, which was not told yet.
+    changed: bool,
+    /// Beats to come.
+    beats: usize,
+    next_beat: Pin<Box<Sleep>>,
+}
+
+fn router() -> Result<Router, BoxError> {
+    let filter = MaxCountSubscriptionFilter {
+        filter: AllowAllSubscriptionFilter::default(),
+        max_subscribed_topics: MAX_TOPICS,
+        max_subscriptions_per_request: MAX_TOPICS,
+    };
+    let config = config()?;
+    let mut router = Router::new_with_subscription_filter(MessageAuthenticity::Anonymous, config, filter)?;
+    let (params, thresholds) = scores();
+    router.with_peer_score(params, thresholds)?;
+    Ok(router)
+}
+
+fn hash_of(topic: &TopicName) -> TopicHash {
+    TopicHash::from_raw(topic.as_str())
+}
+
+impl Behaviour {
+    /// Follows nothing yet. Needs a tokio runtime.
+    pub(crate) fn new() -> Result<Self, BoxError> {
+        // A handler of a router that is thrown away shows how streams are accepted.
+        let nowhere = Multiaddr::empty();
+        let example = router()?.handle_established_inbound_connection(
+            ConnectionId::new_unchecked(0),
+            PeerId::random(),
+            &nowhere,
+            &nowhere,
+        )?;
+        Ok(Self {
+            router: router()?,
+            protocol: example.listen_protocol().into_upgrade().0,
+            followed: HashMap::new(),
+            links: HashMap::new(),
+            followers: HashMap::new(),
+            events: VecDeque::new(),
+            changed: false,
+            beats: 0,
+            next_beat: Box::pin(sleep(BEAT)),
+        })
+    }
+
+    /// Follows a topic among its members, or lets it have other members. Whoever took part before and is no member any more
+    /// does so until its connection ends: it is for another topic to shut it out.
+    pub(crate) fn follow(&mut self, key: TopicKey, members: Members) {
+        let name = key.name();
+        let hash = hash_of(&name);
+        if self.followed.len() >= MAX_TOPICS && !self.followed.contains_key(&hash) {
+            tracing::warn!("too many topics: one is not followed");
+            return;
+        }
+        self.followed.insert(hash.clone(), Followed { key, members });
+        // Both fail only without scores, and when the filter refuses.
+        let _ = self
+            .router
+            .set_topic_params(IdentTopic::new(name.as_str()), topic_scores());
+        if let Err(error) = self.router.subscribe(&IdentTopic::new(name.as_str())) {
+            tracing::warn!(%error, "a topic is not followed");
+        }
+        let known: Vec<_> = self.links.keys().copied().collect();
+        for id in known {
+            self.admit(id);
+        }
+        self.listen_again(&hash);
+        self.changed = true;
+        self.stir();
+    }
+
+    /// Follows a topic no longer.
+    pub(crate) fn unfollow(&mut self, topic: &TopicName) {
+        self.router.unsubscribe(&IdentTopic::new(topic.as_str()));
+        self.followed.remove(&hash_of(topic));
+        self.changed = true;
+        self.stir();
+    }
+
+    /// Gives a message of a topic to a few of its followers, and says to how many.
+    pub(crate) fn tell(&mut self, topic: &TopicKey, message: Bytes) -> Result<usize, TellError> {
+        let hash = hash_of(&topic.name());
+        if !self.followed.contains_key(&hash) {
+            return Err(TellError::NotFollowed);
+        }
+        // The others would take us for a forger.
+        if !topic.verify(&message) {
+            return Err(TellError::NotValid);
+        }
+        let subscribed = self.router.all_peers();
+        let there = subscribed.filter(|(_, topics)| topics.contains(&&hash)).count();
+        let mesh = self.router.mesh_peers(&hash).count();
+        match self.router.publish(hash, message) {
+            Ok(_) => {
+                self.stir();
+                Ok(mesh.max(MESH).min(there))
+            }
+            Err(PublishError::NoPeersSubscribedToTopic) => Err(TellError::NobodyThere),
+            Err(PublishError::Duplicate) => Err(TellError::Duplicate),
+            Err(PublishError::AllQueuesFull(_)) => Err(TellError::Busy),
+            Err(PublishError::MessageTooLarge | PublishError::SigningError(_) | PublishError::TransformFailed(_)) => {
+                Err(TellError::NotValid)
+            }
+        }
+    }
+
+    /// The peer at the other end of a connection proved to be this server.
+    pub(crate) fn known(&mut self, id: ConnectionId, server: OwnedServerName) {
+        let Some(link) = self.links.get(&id) else { return };
+        self.followers.entry(link.peer_id).or_insert_with(|| Follower {
+            server,
+            admitted: 0,
+            said: HashMap::new(),
+        });
+        self.admit(id);
+    }
+
+    /// Lets a member of any topic take part.
+    fn admit(&mut self, id: ConnectionId) {
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.admitted) else {
+            return;
+        };
+        let Some(follower) = self.followers.get_mut(&link.peer_id) else {
+            return;
+        };
+        let mut topics = self.followed.values();
+        if !topics.any(|topic| topic.members.contains(&follower.server)) {
+            return;
+        }
+        // Whoever dialled: connections are all alike to gossipsub then, and the mesh keeps to its size.
+        let (peer_id, nowhere) = (link.peer_id, Multiaddr::empty());
+        let handler = self
+            .router
+            .handle_established_inbound_connection(id, peer_id, &nowhere, &nowhere);
+        let Ok(handler) = handler else { return };
+        link.admitted = true;
+        self.router
+            .on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id,
+                connection_id: id,
+                endpoint: &link.endpoint,
+                failed_addresses: &[],
+                other_established: follower.admitted,
+            }));
+        follower.admitted += 1;
+        self.events.push_back(ToSwarm::NotifyHandler {
+            peer_id,
+            handler: NotifyHandler::One(id),
+            event: Order::Start(Box::new(handler)),
+        });
+        self.stir();
+    }
+
+    /// Whether what a server says of a topic counts.
+    fn takes_part(&self, server: &OwnedServerName, topic: &TopicHash) -> bool {
+        let followed = self.followed.get(topic);
+        followed.is_some_and(|followed| followed.members.contains(server))
+    }
+
+    /// Members said that they follow a topic before it was known that they are.
+    fn listen_again(&mut self, topic: &TopicHash) {
+        let Some(followed) = self.followed.get(topic) else {
+            return;
+        };
+        for (peer_id, follower) in &mut self.followers {
+            if follower.admitted > 0
+                && followed.members.contains(&follower.server)
+                && let Some(said) = follower.said.remove(topic)
+            {
+                // Gossipsub does not care which connection it was.
+                self.router
+                    .on_connection_handler_event(*peer_id, ConnectionId::new_unchecked(0), said);
+            }
+        }
+    }
+
+    /// Keeps what a peer says of topics in which it has no part for later, and gives the rest of its news.
+    fn sort(&mut self, peer_id: PeerId, news: News) -> Option<News> {
+        let News::Message {
+            mut rpc,
+            invalid_messages,
+        } = news
+        else {
+            return Some(news);
+        };
+        let server = self.followers.get(&peer_id)?.server.clone();
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut rpc.subscriptions)
+            .into_iter()
+            .partition(|subscription| self.takes_part(&server, &subscription.topic_hash));
+        let follower = self.followers.get_mut(&peer_id)?;
+        for subscription in later {
+            let topic = subscription.topic_hash.clone();
+            if follower.said.len() >= MAX_TOPICS && !follower.said.contains_key(&topic) {
+                continue;
+            }
+            let mut said = rpc.clone();
+            (said.messages, said.control_msgs) = (Vec::new(), Vec::new());
+            said.subscriptions = vec![subscription];
+            let said = News::Message {
+                rpc: said,
+                invalid_messages: Vec::new(),
+            };
+            follower.said.insert(topic, said);
+        }
+        rpc.subscriptions = now;
+        Some(News::Message { rpc, invalid_messages })
+    }
+
+    /// A message came in for the first time. It is passed on if the topic's key signed it.
+    fn handle_message(&mut self, hop: PeerId, id: &MessageId, message: Message) -> Option<TopicMessage> {
+        let judged = |behaviour: &mut Self, acceptance| {
+            behaviour.router.report_message_validation_result(id, &hop, acceptance);
+        };
+        let (Some(followed), Some(follower)) = (self.followed.get(&message.topic), self.followers.get(&hop)) else {
+            judged(self, MessageAcceptance::Ignore);
+            return None;
+        };
+        if !followed.key.verify(&message.data) {
+            tracing::info!(server = %follower.server, "a forged message was passed on");
+            judged(self, MessageAcceptance::Reject);
+            return None;
+        }
+        let message = TopicMessage {
+            topic: followed.key.name(),
+            from: follower.server.clone(),
+            message: message.data.into(),
+        };
+        judged(self, MessageAcceptance::Accept);
+        self.stir();
+        Some(message)
+    }
+
+    /// How many connected servers' nodes follow each topic.
+    fn followers(&self) -> Followers {
+        let mut counts: Followers = self.followed.values().map(|topic| (topic.key.name(), 0)).collect();
+        for topic in self.router.all_peers().flat_map(|(_, topics)| topics) {
+            if let Some(followed) = self.followed.get(topic)
+                && let Some(count) = counts.get_mut(&followed.key.name())
+            {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// Something happened: time passes for a while.
+    fn stir(&mut self) {
+        if self.beats == 0 {
+            self.next_beat.as_mut().reset(Instant::now() + BEAT);
+        }
+        self.beats = BEATS;
+    }
+
+    fn handle_closed(&mut self, closed: ConnectionClosed<'_>) {
+        let Some(link) = self.links.remove(&closed.connection_id) else {
+            return;
+        };
+        let Some(follower) = self.followers.get_mut(&link.peer_id) else {
+            return;
+        };
+        if link.admitted {
+            follower.admitted -= 1;
+            let remaining_established = follower.admitted;
+            self.router
+                .on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+                    remaining_established,
+                    ..closed
+                }));
+        }
+        self.changed |= link.admitted;
+        if closed.remaining_established == 0 {
+            self.followers.remove(&link.peer_id);
+        }
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = TopicEvent;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.protocol.clone()))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(Handler::new(self.protocol.clone()))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(established) => {
+                let link = Link {
+                    peer_id: established.peer_id,
+                    endpoint: established.endpoint.clone(),
+                    admitted: false,
+                };
+                self.links.insert(established.connection_id, link);
+            }
+            FromSwarm::ConnectionClosed(closed) => self.handle_closed(closed),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, peer_id: PeerId, id: ConnectionId, news: THandlerOutEvent<Self>) {
+        if let Some(news) = self.sort(peer_id, news) {
+            self.router.on_connection_handler_event(peer_id, id, news);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            match self.router.poll(cx) {
+                Poll::Ready(ToSwarm::NotifyHandler {
+                    peer_id,
+                    handler,
+                    event,
+                }) => {
+                    return Poll::Ready(ToSwarm::NotifyHandler {
+                        peer_id,
+                        handler,
+                        event: Order::Gossip(event),
+                    });
+                }
+                Poll::Ready(ToSwarm::GenerateEvent(event)) => match event {
+                    gossipsub::Event::Message {
+                        propagation_source,
+                        message_id,
+                        message,
+                    } => {
+                        if let Some(message) = self.handle_message(propagation_source, &message_id, message) {
+                            return Poll::Ready(ToSwarm::GenerateEvent(TopicEvent::Message(message)));
+                        }
+                    }
+                    gossipsub::Event::Subscribed { .. } | gossipsub::Event::Unsubscribed { .. } => {
+                        self.changed = true;
+                        self.stir();
+                    }
+                    gossipsub::Event::GossipsubNotSupported { .. } | gossipsub::Event::SlowPeer { .. } => {}
+                },
+                // It would dial only those whom it is told of explicitly.
+                Poll::Ready(_) => {}
+                Poll::Pending if std::mem::take(&mut self.changed) => {
+                    let followers = TopicEvent::Followers(self.followers());
+                    return Poll::Ready(ToSwarm::GenerateEvent(followers));
+                }
+                // Gossipsub's heart beats only when it is asked after.
+                Poll::Pending if self.beats > 0 && self.next_beat.as_mut().poll(cx).is_ready() => {
+                    self.beats -= 1;
+                    self.next_beat.as_mut().reset(Instant::now() + BEAT);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Topics (`protocol.md` section 4): libp2p's gossipsub among the members of a topic. Each message goes to a few connected
+//! members, who check the topic's signature and pass it on. Reads no message, and promises no delivery.
+//!
+//! What differs from gossipsub among strangers: only servers that are known by name and are members of a topic take part
+//! in it ([`Behaviour`]); a connection carries no gossip before ([`Handler`]); and time passes only while there is something to
+//! pass on, so that an idle topic costs nothing.
+
+mod behaviour;
+mod handler;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kith_identity::{TopicKey, TopicName};
+use libp2p::gossipsub::{
+    Config, ConfigBuilder, ConfigBuilderError, Message, MessageId, PeerScoreParams, PeerScoreThresholds,
+    TopicScoreParams, ValidationMode, score_parameter_decay,
+};
+use ruma::OwnedServerName;
+use sha2::{Digest, Sha256};
+
+pub(crate) use self::behaviour::{Behaviour, Followers, Members, TopicEvent};
+pub(crate) use self::handler::Handler;
+
+/// Members that pass a topic's messages to each other straight: wanted, and at the least. A message leaves its sender at
+/// most as often as is wanted, and everybody else once less.
+pub(crate) const MESH: usize = 4;
+const MESH_LOW: usize = 3;
+
+/// Members that are told which messages there are, at each beat, besides those that get them.
+const LAZY: usize = 2;
+
+/// Time between beats: the mesh is mended, and others hear what there was.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Beats for which a message is kept for those who ask, and told of.
+const KEPT_BEATS: usize = 5;
+const TOLD_BEATS: usize = 2;
+
+/// For how long a message that comes again is known.
+const REMEMBERED: Duration = Duration::from_secs(2 * 60);
+
+/// Messages that wait for one peer.
+const SEND_QUEUE: usize = 512;
+
+/// Bytes of a message's id.
+const ID: usize = 20;
+
+/// Bytes of a message's envelope: topic and lengths.
+const ENVELOPE: usize = 1 << 10;
+
+/// Who passed on what no member made is not listened to for about this long.
+const PUNISHED: Duration = Duration::from_secs(60 * 60);
+
+/// A message of a topic, signed with the topic's key. Nothing more is known about who made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMessage {
+    /// The topic.
+    pub topic: TopicName,
+    /// Who passed it on to this node.
+    pub from: OwnedServerName,
+    /// What [`kith_identity::TopicSecret::open`] takes.
+    pub message: Bytes,
+}
+
+/// Why a message went to nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TellError {
+    /// This node does not follow the topic.
+    #[error("the topic is not followed")]
+    NotFollowed,
+    /// No connected server follows the topic, as far as is known.
+    #[error("nobody who is connected follows the topic")]
+    NobodyThere,
+    /// The message exceeds [`TopicKey::MAX_MESSAGE`], or the topic's key did not sign it.
+    #[error("no message of this topic")]
+    NotValid,
+    /// The same message was sent, or came in, a short while ago.
+    #[error("the message was sent already")]
+    Duplicate,
+    /// Every follower has too much to take already.
+    #[error("all followers have too much to take already")]
+    Busy,
+    /// The network is shutting down.
+    #[error("the network is shutting down")]
+    ShuttingDown,
+}
+
+/// How gossipsub is to work.
+fn config() -> Result<Config, ConfigBuilderError> {
+    ConfigBuilder::default()
+        // Messages say nothing of who made or sent them, but what is sealed in them.
+        .validation_mode(ValidationMode::Anonymous)
+        .validate_messages()
+        .message_id_fn(message_id)
+        .max_transmit_size(TopicKey::MAX_MESSAGE + ENVELOPE)
+        .mesh_n(MESH)
+        .mesh_n_low(MESH_LOW)
+        .mesh_n_high(MESH)
+        .mesh_outbound_min(0)
+        .flood_publish(false)
+        .gossip_lazy(LAZY)
+        .gossip_factor(0.0)
+        .history_length(KEPT_BEATS)
+        .history_gossip(TOLD_BEATS)
+        .duplicate_cache_time(REMEMBERED)
+        .connection_handler_queue_len(SEND_QUEUE)
+        .heartbeat_interval(BEAT)
+        .heartbeat_initial_delay(Duration::ZERO)
+        .build()
+}
+
+/// What is sent twice is the same to the byte: whoever changes one, breaks its signature.
+fn message_id(message: &Message) -> MessageId {
+    MessageId::new(&Sha256::digest(&message.data)[..ID])
+}
+
+/// Peers are judged by what no honest one does: it checks what it passes on, asks for what it was told of, and does not press
+/// itself upon those who turned it away. Addresses are no sign, since many come through one relay.
+fn scores() -> (PeerScoreParams, PeerScoreThresholds) {
+    let params = PeerScoreParams {
+        ip_colocation_factor_weight: 0.0,
+        behaviour_penalty_threshold: 6.0,
+        behaviour_penalty_decay: score_parameter_decay(Duration::from_secs(10 * 60)),
+        retain_score: PUNISHED,
+        ..PeerScoreParams::default()
+    };
+    (params, PeerScoreThresholds::default())
+}
+
+/// One forged message is one too many: it costs more than the threshold of being ignored.
+fn topic_scores() -> TopicScoreParams {
+    TopicScoreParams {
+        topic_weight: 1.0,
+        time_in_mesh_weight: 0.0,
+        first_message_deliveries_weight: 1.0,
+        first_message_deliveries_decay: score_parameter_decay(Duration::from_secs(10 * 60)),
+        first_message_deliveries_cap: 10.0,
+        // Who is silent may have nothing to say.
+        mesh_message_deliveries_weight: 0.0,
+        mesh_failure_penalty_weight: 0.0,
+        invalid_message_deliveries_weight: -200.0,
+        invalid_message_deliveries_decay: score_parameter_decay(PUNISHED),
+        ..TopicScoreParams::default()
+    }
+}
