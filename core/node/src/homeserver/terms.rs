@@ -1,12 +1,17 @@
 //! On what terms two servers speak of a room: both are in it, or one of them was until it left. It says nothing of users,
 //! and changes nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kith_engine::{Heads, RoomReader};
 use kith_store::{Departure, Moment, ReadTxn};
-use ruma::{RoomId, ServerName};
+use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::rooms::state::find_room;
 use crate::Error;
+
+/// Events that are walked over to find what a server may know.
+const MAX_WALKED: usize = 10_000;
 
 /// How this server and another one stand to a room, by what is known here.
 #[derive(Debug)]
@@ -58,5 +63,36 @@ impl Terms {
             depth = depth.max(txn.event(head)?.map_or(0, |held| held.pdu.depth()));
         }
         Ok(Heads::new(departure.heads.clone(), depth))
+    }
+
+    /// Those of some events that the other server may know of: they are among the heads that it may know, or come before them.
+    /// What lies further back than a walk over [`MAX_WALKED`] events reaches is left out.
+    pub(super) fn known_of(
+        &self,
+        txn: &ReadTxn<'_>,
+        room: &RoomId,
+        events: &BTreeSet<OwnedEventId>,
+    ) -> Result<BTreeSet<OwnedEventId>, Error> {
+        let mut known = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut open = BTreeMap::new();
+        let mut next = self.heads(txn, room)?.events;
+        while seen.len() < MAX_WALKED && known.len() < events.len() {
+            for id in next.drain(..) {
+                if seen.insert(id.clone())
+                    && let Some(held) = txn.event(&id)?
+                {
+                    open.insert((held.pdu.depth(), id), held.pdu.prev_events().to_vec());
+                }
+            }
+            let Some(((_, id), before)) = open.pop_last() else {
+                break;
+            };
+            next = before;
+            if events.contains(&id) {
+                known.insert(id);
+            }
+        }
+        Ok(known)
     }
 }

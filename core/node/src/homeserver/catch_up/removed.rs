@@ -1,13 +1,19 @@
 //! Servers whose users were removed from a room, or left it, and what either side then hears of the other.
 
+use std::collections::BTreeSet;
+
 use http::Method;
 use kith_engine::RoomReader;
-use ruma::{OwnedRoomId, OwnedUserId, events::room::member::MembershipState};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, events::room::member::MembershipState};
 use serde_json::{Value, json};
 
-use crate::testing::{
-    Client, Cluster, Node, assert_refused, escape,
-    rooms::{common_room, common_room_with, eventually, join, say, texts, until_alike, until_text},
+use super::mallory::Mallory;
+use crate::{
+    homeserver::terms::Terms,
+    testing::{
+        Client, Cluster, Node, assert_refused, escape,
+        rooms::{common_room, common_room_with, eventually, join, say, texts, until_alike, until_text},
+    },
 };
 
 /// Every transaction of PDUs and EDUs.
@@ -364,4 +370,64 @@ async fn who_never_was_in_a_room_is_no_former_member() {
         let status = b.ask(a, method, &path, body).await.0.as_u16();
         assert!(status == 403 || status == 404, "{path}");
     }
+}
+
+/// A room of alice on the first node, who said something before bob on the second one joined.
+async fn room_with_a_past(cluster: &Cluster) -> (OwnedRoomId, Client, Client) {
+    let alice = cluster[0].register("alice").await;
+    let answer = alice
+        .post_ok("/_matrix/client/v3/createRoom", json!({"preset": "public_chat"}))
+        .await;
+    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
+    say(&alice, &room, "early").await;
+    let bob = cluster[1].register("bob").await;
+    join(&bob, &room, &cluster[0]).await;
+    until_alike(&[&cluster[0], &cluster[1]], &room).await;
+    (room, alice, bob)
+}
+
+#[tokio::test]
+async fn what_only_who_left_has_is_read_back_from_it_and_nothing_that_it_makes_up() {
+    let cluster = Cluster::start(2).await;
+    let [a, b] = [&cluster[0], &cluster[1]];
+    let (room, alice, bob) = room_with_a_past(&cluster).await;
+    let mallory = Mallory::new(a, &alice, &room);
+    let (_, invented) = mallory.forge(&mallory.base().await, json!({}));
+    cluster.wires.lie_of(&a.name, "/backfill/", move |answer| {
+        answer["pdus"].as_array_mut().unwrap().push(invented.clone());
+    });
+    alice.post_ok(&at(&room, "leave"), json!({})).await;
+    until_membership(b, &room, &alice.user_id, MembershipState::Leave).await;
+    say(&bob, &room, "later").await;
+    for _ in 0..2 {
+        let page = bob.get_ok(&at(&room, "messages?dir=b&limit=50")).await;
+        let bodies = page["chunk"].as_array().unwrap().iter();
+        let bodies: Vec<&str> = bodies.filter_map(|event| event["content"]["body"].as_str()).collect();
+        assert_eq!(bodies, ["later", "early"]);
+    }
+    assert_eq!(cluster.wires.requests_to(&a.name, "/backfill/"), 1);
+}
+
+#[tokio::test]
+async fn who_left_may_know_what_came_before_and_nothing_that_came_since() {
+    let cluster = Cluster::start(2).await;
+    let [a, b] = [&cluster[0], &cluster[1]];
+    let (room, alice, bob) = room_with_a_past(&cluster).await;
+    let before = heads_of(b, &room).await;
+    alice.post_ok(&at(&room, "leave"), json!({})).await;
+    until_membership(b, &room, &alice.user_id, MembershipState::Leave).await;
+    let leave = heads_of(b, &room).await;
+    say(&bob, &room, "later").await;
+    let later = heads_of(b, &room).await;
+    let ids = |names: &[&Vec<String>]| -> BTreeSet<OwnedEventId> {
+        let names = names.iter().copied().flatten();
+        names.map(|name| name.as_str().try_into().unwrap()).collect()
+    };
+    let asked = ids(&[&before, &leave, &later]);
+    let (room, own, other) = (room.clone(), b.name.clone(), a.name.clone());
+    let read = b.hs.context.store.read(move |txn| {
+        let terms = Terms::between(txn, &room, &own, &other)?.unwrap();
+        terms.known_of(txn, &room, &asked)
+    });
+    assert_eq!(read.await.unwrap(), ids(&[&before, &leave]));
 }

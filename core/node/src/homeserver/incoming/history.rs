@@ -1,5 +1,5 @@
-//! Fetches a room's past from other members when somebody reads back to where this node's knowledge begins. It keeps what
-//! comes as history: nothing of it touches the present.
+//! Fetches a room's past from other members, or else from who was one, when somebody reads back to where this node's
+//! knowledge begins. It keeps what comes as history: nothing of it touches the present.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,37 +10,53 @@ use kith_engine::{
     oldest_first, receive_history,
 };
 use kith_store::{HISTORY_GAP, ReadTxn, Seq};
-use ruma::{OwnedEventId, RoomId, RoomVersionId, api::federation::backfill::get_backfill};
+use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId, api::federation::backfill::get_backfill};
 
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
 };
-use crate::{Error, homeserver::timeline::History};
+use crate::{
+    Error,
+    homeserver::{terms::Terms, timeline::History},
+};
 
 /// Places at which history is asked for in one request.
 const MAX_STARTS: usize = 20;
 /// Events of one chunk for which the state before them is asked for: it has so many loose ends at the most.
 const MAX_STATES: usize = 5;
+/// Former members asked for one thing at the most.
+const MAX_FORMER: usize = 5;
 
-/// Where history goes on: the room's version, the events to ask for, and the place before which they belong.
-type Starts = (RoomVersionId, Vec<OwnedEventId>, Option<Seq>);
+/// Where history goes on.
+struct Starts {
+    version: RoomVersionId,
+    /// The events to ask for, each with one that is held and names it.
+    missing: Vec<(OwnedEventId, OwnedEventId)>,
+    /// The place before which they belong.
+    before: Option<Seq>,
+}
 
 #[async_trait]
 impl History for Incoming {
     async fn fetch(&self, room: &RoomId, upto: Seq, wanted: usize) -> Result<bool, Error> {
         let _turn = self.filling.take(room).await;
-        let Some((version, starts, before)) = self.starts(room, upto).await? else {
+        let Some(starts) = self.starts(room, upto).await? else {
             return Ok(false);
         };
-        let asked = self.whom_to_ask(room, &version, None).await?;
+        let asked = self.whom_to_ask(room, &starts.version, None).await?;
         let limit = wanted.clamp(MISSING_EVENTS_PER_REQUEST, MAX_EVENTS_PER_PULL);
+        let all: Vec<OwnedEventId> = starts.missing.iter().map(|(missing, _)| missing.clone()).collect();
         for server in asked.each() {
-            match self.fetch_chunk(&server, starts.clone(), limit).await {
-                Ok(chunk) if !chunk.is_empty() => return self.keep_history(&asked, chunk, before).await,
-                Ok(_) => {}
-                Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
-                Err(error) => tracing::debug!(%room, %error, "no history from a server"),
+            if let Some(chunk) = self.try_chunk(&server, &all, limit).await? {
+                return self.keep_history(&asked, chunk, starts.before).await;
+            }
+        }
+        // Nobody in the room has it. Who left may: often its creator does.
+        for (server, missing) in self.former_members(room, &starts).await? {
+            let server = asked.only(&server);
+            if let Some(chunk) = self.try_chunk(&server, &missing, limit).await? {
+                return self.keep_history(&server, chunk, starts.before).await;
             }
         }
         Ok(false)
@@ -59,7 +75,7 @@ impl Incoming {
                 // What no client is shown has no place; what it names is looked for last.
                 let place = txn.stream_of(&namer)?.unwrap_or(Seq(i64::MIN));
                 if place <= upto {
-                    named.push((place, missing));
+                    named.push((place, (missing, namer)));
                 }
             }
             let Some(newest) = named.iter().map(|(place, _)| *place).max() else {
@@ -71,28 +87,80 @@ impl Incoming {
                 .map(|(place, _)| *place)
                 .min()
                 .filter(|place| place.0 > i64::MIN);
-            let starts = named.into_iter().map(|(_, missing)| missing).take(MAX_STARTS).collect();
-            let version = txn.room_version(&room)?;
-            Ok::<_, Error>(version.map(|version| (version, starts, before)))
+            let missing = named.into_iter().map(|(_, missing)| missing).take(MAX_STARTS).collect();
+            Ok::<_, Error>(txn.room_version(&room)?.map(|version| Starts {
+                version,
+                missing,
+                before,
+            }))
         });
         read.await
     }
 
-    /// What one server tells of a room's past, as far as it is new.
+    /// Connected servers that have left a room, each with those of the missing events that it may be asked for: those named
+    /// by what it was told of until it left. Of anything later, asking would tell it.
+    async fn former_members(
+        &self,
+        room: &RoomId,
+        starts: &Starts,
+    ) -> Result<Vec<(OwnedServerName, Vec<OwnedEventId>)>, Error> {
+        let peers = self.ctx.network.peers();
+        let (room, own, missing) = (room.to_owned(), self.ctx.server_name.clone(), starts.missing.clone());
+        let read = self.ctx.store.read(move |txn| {
+            let namers: BTreeSet<OwnedEventId> = missing.iter().map(|(_, namer)| namer.clone()).collect();
+            let mut former = Vec::new();
+            for peer in peers {
+                let Some(terms @ Terms::TheyLeft(_)) = Terms::between(txn, &room, &own, &peer.server_name)? else {
+                    continue;
+                };
+                let known = terms.known_of(txn, &room, &namers)?;
+                let asked = missing.iter().filter(|(_, namer)| known.contains(namer));
+                let asked: Vec<OwnedEventId> = asked.map(|(missing, _)| missing.clone()).collect();
+                if !asked.is_empty() {
+                    former.push((peer.server_name, asked));
+                }
+                if former.len() >= MAX_FORMER {
+                    break;
+                }
+            }
+            Ok::<_, Error>(former)
+        });
+        read.await
+    }
+
+    /// [`Incoming::fetch_chunk`]; none if the server does not help. An error says that nobody else need be asked.
+    async fn try_chunk(
+        &self,
+        asked: &Asked,
+        starts: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Option<Vec<CheckedPdu>>, Error> {
+        match self.fetch_chunk(asked, starts, limit).await {
+            Ok(chunk) => Ok(Some(chunk).filter(|chunk| !chunk.is_empty())),
+            Err(error @ (Error::Store(_) | Error::Internal(..))) => Err(error),
+            Err(error) => {
+                tracing::debug!(room = %asked.room, %error, "no history from a server");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What one server tells of a room's past, as far as it is new and its place in it is beyond doubt.
     async fn fetch_chunk(
         &self,
         asked: &Asked,
-        starts: Vec<OwnedEventId>,
+        starts: &[OwnedEventId],
         limit: usize,
     ) -> Result<Vec<CheckedPdu>, Error> {
         let count = u32::try_from(limit).unwrap_or(u32::MAX);
-        let request = || get_backfill::v1::Request::new(asked.room.clone(), starts.clone(), count.into());
+        let request = || get_backfill::v1::Request::new(asked.room.clone(), starts.to_vec(), count.into());
         let (server, mut answer) = self.ask(asked, MANY_EVENTS, request).await?;
         answer.pdus.truncate(limit);
         let told = self
             .server_keys
             .check(answer.pdus, &asked.room, &asked.version, &server)
             .await?;
+        let told = named_from(starts, told);
         let ids: Vec<OwnedEventId> = told.iter().map(|event| event.event_id().to_owned()).collect();
         let read = self.ctx.store.read(move |txn| {
             let mut held = BTreeSet::new();
@@ -182,4 +250,22 @@ impl Incoming {
         }
         Ok(states)
     }
+}
+
+/// Those of some events that are among others or named, directly or through each other, by them. An event's name is the hash of
+/// what it is and names: nothing else than these can have been there.
+fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu> {
+    let mut told: BTreeMap<OwnedEventId, CheckedPdu> = told
+        .into_iter()
+        .map(|event| (event.event_id().to_owned(), event))
+        .collect();
+    let mut open = starts.to_vec();
+    let mut named = Vec::with_capacity(told.len());
+    while let Some(id) = open.pop() {
+        if let Some(event) = told.remove(&id) {
+            open.extend(event.pdu().prev_events().iter().cloned());
+            named.push(event);
+        }
+    }
+    named
 }
