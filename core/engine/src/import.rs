@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -37,18 +37,22 @@ pub enum ImportError<E: std::error::Error> {
 /// room's one forward extremity, and the state after it the current one.
 ///
 /// `state` is the state before the join. Both lists may hold events of any status and in any order, as the other
-/// server sent them; those whose signatures do not hold must have been left out.
+/// server sent them; those whose signatures do not hold must have been left out. `apart` are forward extremities of the
+/// room, from when this server was in it, that the other server did not hold when it made the join: they stay, since the join
+/// does not build upon them, and the current state is resolved with theirs. A removal that the other server has not heard of
+/// so stays one.
 pub fn import_room<R: RoomReader>(
     reader: &R,
     state: &[CheckedPdu],
     auth_chain: &[CheckedPdu],
     join: &CheckedPdu,
+    apart: &[OwnedEventId],
 ) -> Result<Vec<Applied>, ImportError<R::Error>> {
     let told = state.len() + auth_chain.len();
     if told > MAX_IMPORT_EVENTS {
         return Err(ImportError::TooMany(told));
     }
-    let entered = Entered::new(reader, join);
+    let entered = Entered::new(reader, join, heads_apart(reader, state, auth_chain, join, apart)?);
     let mut applied = Vec::with_capacity(told + 1);
     let events = state
         .iter()
@@ -84,13 +88,29 @@ pub fn import_room<R: RoomReader>(
     if joined.status != EventStatus::Accepted {
         return Err(ImportError::Refused(joined.reason.unwrap_or_default()));
     }
-    joined.current_state = CurrentState::AfterEvent;
-    joined.forward_extremities = Some(ExtremityChange {
-        gone: reader.forward_extremities(join.room_id()).map_err(RoomError::Read)?,
-        added: true,
-    });
+    if entered.apart.is_empty() {
+        joined.current_state = CurrentState::AfterEvent;
+    }
+    let mut gone = reader.forward_extremities(join.room_id()).map_err(RoomError::Read)?;
+    gone.retain(|head| !entered.apart.contains(head));
+    joined.forward_extremities = Some(ExtremityChange { gone, added: true });
     applied.push(joined);
     Ok(applied)
+}
+
+/// Those of some extremities that the join may indeed not build upon: what it rests upon, or the state before it, it does.
+fn heads_apart<R: RoomReader>(
+    reader: &R,
+    state: &[CheckedPdu],
+    auth_chain: &[CheckedPdu],
+    join: &CheckedPdu,
+    apart: &[OwnedEventId],
+) -> Result<Vec<OwnedEventId>, RoomError<R::Error>> {
+    let told = state.iter().chain(auth_chain).map(CheckedPdu::event_id);
+    let covered: HashSet<&EventId> = told.chain(join.pdu().prev_events().iter().map(|id| &**id)).collect();
+    let mut heads = reader.forward_extremities(join.room_id()).map_err(RoomError::Read)?;
+    heads.retain(|head| apart.contains(head) && !covered.contains(&**head));
+    Ok(heads)
 }
 
 /// Sorts events so that each comes after those of them that it names, whether as previous or as authorising. Among
@@ -146,21 +166,23 @@ fn rank(event: &CheckedPdu) -> u64 {
 }
 
 /// The store as it will be once the outliers so far are saved. The room's past here, if there is any, is set aside:
-/// its extremities and its current state are from before this server left.
+/// its extremities, but for those that the join does not build upon, and its current state are from before this server left.
 struct Entered<'a, R: RoomReader> {
     reader: &'a R,
     room: &'a RoomId,
     version: &'a RoomVersionId,
+    apart: Vec<OwnedEventId>,
     events: RefCell<HashMap<OwnedEventId, StoredPdu>>,
     opened: RefCell<bool>,
 }
 
 impl<'a, R: RoomReader> Entered<'a, R> {
-    fn new(reader: &'a R, join: &'a CheckedPdu) -> Self {
+    fn new(reader: &'a R, join: &'a CheckedPdu, apart: Vec<OwnedEventId>) -> Self {
         Self {
             reader,
             room: join.room_id(),
             version: join.version(),
+            apart,
             events: RefCell::default(),
             opened: RefCell::new(false),
         }
@@ -199,7 +221,7 @@ impl<R: RoomReader> RoomReader for Entered<'_, R> {
     }
 
     fn forward_extremities(&self, _room: &RoomId) -> Result<Vec<OwnedEventId>, Self::Error> {
-        Ok(Vec::new())
+        Ok(self.apart.clone())
     }
 
     fn has_successor(&self, _id: &EventId) -> Result<bool, Self::Error> {

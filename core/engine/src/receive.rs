@@ -46,7 +46,8 @@ pub fn receive_outlier<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Resul
 }
 
 /// Judges an event of the room's past. It changes neither the forward extremities nor the current state, and is not
-/// soft-failed. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
+/// soft-failed; unless it builds upon an extremity, and so is none of the past: then it is judged as [`receive`] does, and is
+/// not `history`. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
 /// [`receive_with_state`]; with neither, it is kept without one, checked against its auth events alone.
 pub fn receive_history<R: RoomReader>(
     reader: &R,
@@ -125,7 +126,8 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         let mut verdict = self.check_past(&auth, Some(&before))?;
         if verdict.status == EventStatus::Accepted {
             // Step 6: soft failure.
-            verdict.refuse(EventStatus::SoftFailed, self.check_now(&auth, &before, current)?);
+            let now = self.now(told.map(|_| &before), current)?;
+            verdict.refuse(EventStatus::SoftFailed, self.check_now(&auth, &before, now)?);
         }
         let mut applied = self.applied(verdict, Some(before));
         self.move_room(&mut applied, &extremities, current)?;
@@ -156,6 +158,10 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         let (auth, mut missing) = self.auth_events()?;
         let mut prev_missing = Missing::default();
         let prev_states = self.prev_states(None, &[], &mut prev_missing)?;
+        let known = prev_missing.is_empty();
+        if (known || told.is_some()) && self.covers_a_head()? {
+            return self.live(told.filter(|_| !known));
+        }
         let before = if prev_missing.is_empty() {
             Some(self.state_before(prev_states, &[], None)?)
         } else if told.is_some() {
@@ -322,17 +328,25 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         &self,
         auth: &HashMap<OwnedEventId, StoredPdu>,
         before: &NewState,
-        current: Option<StateId>,
+        now: Option<NewState>,
     ) -> Result<Result<(), String>, RoomError<R::Error>> {
         if self.checked.revoked_key() {
             return Ok(Err("the key that signed it has been revoked".to_owned()));
         }
-        match current.map(NewState::Same) {
-            Some(current) if current != *before => Ok(self
-                .auth_state(auth, &current)?
-                .check(&self.rules.authorization, self.pdu)),
+        match now {
+            Some(now) if now != *before => Ok(self.auth_state(auth, &now)?.check(&self.rules.authorization, self.pdu)),
             _ => Ok(Ok(())),
         }
+    }
+
+    /// The state that an event must be allowed by today. Where the state before it was told, this server has not seen what lies
+    /// between, as the sender's joining: then it is the current state resolved with the told one.
+    fn now(&self, told: Option<&NewState>, current: Option<StateId>) -> Result<Option<NewState>, RoomError<R::Error>> {
+        let (Some(told), Some(current)) = (told, current) else {
+            return Ok(current.map(NewState::Same));
+        };
+        let forks = [Fork::stored(self.reader, current)?, self.fork_after(told, None)?];
+        resolve_forks(self.reader, &self.rules, &forks, None).map(Some)
     }
 
     fn auth_state(
@@ -415,6 +429,12 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             }
         }
         Ok(covered)
+    }
+
+    fn covers_a_head(&self) -> Result<bool, R::Error> {
+        let extremities = self.reader.extremities(self.pdu.room_id())?;
+        let covered = self.covered(&extremities)?;
+        Ok(extremities.iter().any(|extremity| covered.contains(&extremity.event)))
     }
 
     /// This event as an extremity. Its state has an id already only if it changes nothing in one that is stored.

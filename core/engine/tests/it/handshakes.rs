@@ -67,7 +67,7 @@ fn join(scene: &mut Scene, version: &RoomVersionId) -> Result<(CheckedPdu, Memor
     let (state, chain) = told(scene, &checked);
     let answered = check_pdu(checked.pdu().json(), version, any_key).unwrap();
     let mut rooms = MemoryRooms::default();
-    for applied in import_room(&rooms, &state, &chain, &answered).unwrap() {
+    for applied in import_room(&rooms, &state, &chain, &answered, &[]).unwrap() {
         rooms.save(&applied);
     }
     Ok((checked, rooms))
@@ -144,7 +144,7 @@ fn an_import_that_lacks_something_or_is_refused_changes_nothing() {
                 .cloned()
                 .collect()
         };
-        import_room(&nothing, &keep(&state), &keep(&chain), &join)
+        import_room(&nothing, &keep(&state), &keep(&chain), &join, &[])
     };
     for kind in ["m.room.create", "m.room.power_levels", "m.room.join_rules"] {
         let error = without(kind).unwrap_err();
@@ -167,7 +167,7 @@ fn an_import_that_lacks_something_or_is_refused_changes_nothing() {
         })
         .collect();
     assert!(matches!(
-        import_room(&nothing, &told, &chain, &join),
+        import_room(&nothing, &told, &chain, &join, &[]),
         Err(ImportError::Refused(_))
     ));
     assert!(nothing.is_empty());
@@ -540,6 +540,125 @@ fn a_gap_can_be_leapt_with_a_state_that_another_server_tells() {
     assert_eq!(behind.state_of(&scene.room), scene.state());
 }
 
+/// Who came in the gap is not soft-failed for not being there in the state before it; who was banned in the meantime is.
+#[test]
+fn what_is_leapt_to_must_be_allowed_by_both_ends() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["bob"]);
+    let mut behind = scene.rooms.clone();
+    scene.say(
+        "charlie",
+        "m.room.member",
+        Some(&user("charlie")),
+        json!({"membership": "join"}),
+    );
+    let charlies = scene.last();
+    let told = |scene: &Scene| -> Vec<OwnedEventId> { scene.state().into_values().collect() };
+    for (name, expected) in [("charlie", EventStatus::Accepted), ("bob", EventStatus::SoftFailed)] {
+        scene.say("alice", "m.room.message", None, json!({"body": "missed"}));
+        let state = told(&scene);
+        scene.say(name, "m.room.message", None, json!({"body": "after the gap"}));
+        let event = scene.events.last().unwrap().clone();
+        if name == "charlie" {
+            let joining = scene.events.iter().find(|event| event.event_id() == charlies).unwrap();
+            let outlier = kith_engine::receive_outlier(&behind, joining)
+                .unwrap()
+                .applied()
+                .unwrap();
+            behind.save(&outlier);
+        } else {
+            let banned = scene.draft(
+                "alice",
+                "m.room.member",
+                Some(&user("bob")),
+                json!({"membership": "ban"}),
+            );
+            behind
+                .send(scene.server("alice"), &scene.room, &banned, at(9_000))
+                .unwrap();
+        }
+        let outcome = kith_engine::receive_with_state(&behind, &event, &state).unwrap();
+        let applied = outcome.applied().unwrap();
+        assert_eq!(applied.status, expected, "{name}: {:?}", applied.reason);
+        behind.save(&applied);
+    }
+}
+
+/// History that turns out to build upon a head takes its place, as anything new does, and gives it up to what was leapt to.
+#[test]
+fn history_between_a_head_and_what_was_leapt_to_joins_them() {
+    let mut scene = Scene::public(RoomVersionId::V12, &["bob"]);
+    let mut behind = scene.rooms.clone();
+    let state: Vec<OwnedEventId> = scene.state().into_values().collect();
+    for body in ["missed", "missed too", "leapt to"] {
+        scene.say("bob", "m.room.message", None, json!({"body": body}));
+    }
+    let events = scene.events.split_off(scene.events.len() - 3);
+    let leapt = kith_engine::receive_with_state(&behind, &events[2], &state).unwrap();
+    behind.save(&leapt.applied().unwrap());
+    assert_eq!(behind.forward_extremities(&scene.room).unwrap().len(), 2);
+    for event in &events[..2] {
+        let applied = receive_history(&behind, event, None).unwrap().applied().unwrap();
+        assert_eq!((applied.status, applied.history), (EventStatus::Accepted, false));
+        behind.save(&applied);
+    }
+    assert_eq!(behind.forward_extremities(&scene.room).unwrap(), [events[2].event_id()]);
+}
+
+/// Who was banned comes back through a server that has not heard of it: for the banned, who has, the ban stands.
+#[test]
+fn a_join_does_not_undo_what_the_other_server_has_not_heard() {
+    for version in VERSIONS {
+        let mut scene = Scene::public(version, &["bob", "charlie"]);
+        let mut bobs = scene.rooms.clone();
+        let ban = scene.draft(
+            "alice",
+            "m.room.member",
+            Some(&user("bob")),
+            json!({"membership": "ban"}),
+        );
+        let ban = bobs.send(scene.server("alice"), &scene.room, &ban, at(5_000)).unwrap();
+        let ban = ban.event_id().to_owned();
+        let last = scene.last();
+        let bob = user("bob");
+        let again = scene.craft_at(
+            6_000,
+            &[&last],
+            "bob",
+            "m.room.member",
+            Some(&bob),
+            json!({"membership": "join"}),
+        );
+        scene.rooms.accept(&again);
+        let (state, chain) = told(&scene, &again);
+        let key = (ruma::events::StateEventType::RoomMember, bob);
+        for (apart, heads, member) in [
+            (
+                Vec::new(),
+                vec![again.event_id().to_owned()],
+                again.event_id().to_owned(),
+            ),
+            (
+                vec![ban.clone()],
+                vec![ban.clone(), again.event_id().to_owned()],
+                ban.clone(),
+            ),
+            // What the told state rests upon, the join builds upon.
+            (
+                vec![last],
+                vec![again.event_id().to_owned()],
+                again.event_id().to_owned(),
+            ),
+        ] {
+            let mut bobs = bobs.clone();
+            for applied in import_room(&bobs, &state, &chain, &again, &apart).unwrap() {
+                bobs.save(&applied);
+            }
+            assert_eq!(bobs.forward_extremities(&scene.room).unwrap(), heads);
+            assert_eq!(bobs.state_of(&scene.room)[&key], member);
+        }
+    }
+}
+
 /// A room whose state is larger than can be taken in is not entered, and nothing of it is looked at.
 #[test]
 fn a_room_that_is_too_large_is_not_entered() {
@@ -553,6 +672,6 @@ fn a_room_that_is_too_large_is_not_entered() {
         .take(MAX_IMPORT_EVENTS)
         .cloned()
         .collect::<Vec<_>>();
-    let refused = import_room(&rooms, &many, &chain, &join);
+    let refused = import_room(&rooms, &many, &chain, &join, &[]);
     assert!(matches!(refused, Err(ImportError::TooMany(count)) if count == MAX_IMPORT_EVENTS + chain.len()));
 }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use kith_engine::{
-    CheckedPdu, Outcome, RoomError, RoomReader,
+    Applied, CheckedPdu, Outcome, RoomError, RoomReader,
     limits::{MAX_EVENTS_PER_PULL, MISSING_EVENTS_PER_REQUEST},
     oldest_first, receive_history,
 };
-use kith_store::{HISTORY_GAP, ReadTxn, Seq};
+use kith_store::{HISTORY_GAP, ReadTxn, Seq, WriteTxn};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId, api::federation::backfill::get_backfill};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Error,
-    homeserver::{terms::Terms, timeline::History},
+    homeserver::{Rooms, terms::Terms, timeline::History},
 };
 
 /// Places at which history is asked for in one request.
@@ -187,14 +187,14 @@ impl Incoming {
         }
         let states = self.states_before(asked, &chunk, &within).await?;
         let room = asked.room.clone();
-        self.commit(move |txn, _| {
+        self.commit(move |txn, rooms| {
             let mut any = false;
             let places = txn.reserve_history(&room, before, chunk.len())?;
             for (event, place) in chunk.iter().zip(places) {
                 let told = states.get(event.event_id()).map(Vec::as_slice);
                 match receive_history::<ReadTxn<'_>>(txn, event, told) {
                     Ok(Outcome::Applied(applied)) => {
-                        txn.save_history(&applied, place)?;
+                        keep_in_the_past(txn, rooms, &applied, place)?;
                         any = true;
                     }
                     Ok(Outcome::Known) => {}
@@ -268,4 +268,13 @@ fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu>
         }
     }
     named
+}
+
+/// Keeps an event at a place of the past; or as news, if it turned out to be none of the past.
+pub(super) fn keep_in_the_past(txn: &WriteTxn<'_>, rooms: &Rooms, applied: &Applied, place: Seq) -> Result<(), Error> {
+    match applied.history {
+        true => txn.save_history(applied, place)?,
+        false => rooms.keep(txn, applied)?,
+    };
+    Ok(())
 }

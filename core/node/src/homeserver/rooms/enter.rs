@@ -10,7 +10,7 @@ use kith_engine::{
 };
 use kith_store::{NewOutsideMembership, OwedLeave, StoreError, WriteTxn};
 use ruma::{
-    CanonicalJsonObject, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
+    CanonicalJsonObject, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
     api::{
         error::ErrorKind,
         federation::membership::{
@@ -63,20 +63,20 @@ impl Rooms {
         };
         let mut failures = Failures::default();
         for server in servers {
-            let event = match self.complete(user, room, server, membership.clone(), &profile).await {
-                Ok(event) => event,
-                Err(error) => {
-                    self.note_unbelieved(user, room, server, &error).await?;
-                    failures.note(server, error)?;
-                    continue;
+            let begun = async {
+                let apart = match way {
+                    Way::Join => self.heads_apart(room, server).await?,
+                    Way::Knock => Vec::new(),
+                };
+                let event = self.complete(user, room, server, membership.clone(), &profile);
+                let event = event.await?;
+                self.begin_entry(user, server, &event, reason.clone()).await?;
+                match way {
+                    Way::Join => self.join_through_one(server, event, apart).await,
+                    Way::Knock => self.knock_through_one(user, server, event).await,
                 }
             };
-            self.begin_entry(user, server, &event, reason.clone()).await?;
-            let entered = match way {
-                Way::Join => self.join_through_one(server, event).await,
-                Way::Knock => self.knock_through_one(user, server, event).await,
-            };
-            match entered {
+            match begun.await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     self.note_unbelieved(user, room, server, &error).await?;
@@ -87,16 +87,28 @@ impl Rooms {
         Err(failures.sum_up())
     }
 
-    async fn join_through_one(&self, server: &ServerName, join: CheckedPdu) -> Result<(), Error> {
+    async fn join_through_one(
+        &self,
+        server: &ServerName,
+        join: CheckedPdu,
+        apart: Vec<OwnedEventId>,
+    ) -> Result<(), Error> {
         let room = join.room_id().to_owned();
         let request = SendJoin::new(room, join.event_id().to_owned(), join.pdu().to_raw());
         let answer = client::request_within(&self.ctx, server, request, JOIN_LIMITS).await?;
-        self.take_in(server, join, answer.room_state).await
+        self.take_in(server, join, answer.room_state, apart).await
     }
 
     /// Verifies what another server told of a room that it let us into, and keeps it in one commit. Malformed events and
-    /// those whose signatures do not hold are left out; if the room needs one of them, it is missed then.
-    async fn take_in(&self, server: &ServerName, join: CheckedPdu, told: RoomState) -> Result<(), Error> {
+    /// those whose signatures do not hold are left out; if the room needs one of them, it is missed then. 403 `M_FORBIDDEN` if
+    /// it let us in only because it lacks what is held here `apart`.
+    async fn take_in(
+        &self,
+        server: &ServerName,
+        join: CheckedPdu,
+        told: RoomState,
+        apart: Vec<OwnedEventId>,
+    ) -> Result<(), Error> {
         let join = match told.event {
             Some(signed) => self.signed_join(server, &join, &signed).await?,
             None => join,
@@ -105,18 +117,23 @@ impl Rooms {
         let state = self.server_keys.check(told.state, room, version, server).await?;
         let chain = self.server_keys.check(told.auth_chain, room, version, server).await?;
         let server = server.to_owned();
-        self.commit(move |commit| {
-            if commit.txn.room_version(join.room_id())?.is_some() {
+        let inside = self.commit(move |commit| {
+            let (user, room) = (join.pdu().sender(), join.room_id());
+            if commit.txn.room_version(room)?.is_some() {
                 commit.txn.leave_gap()?;
             }
-            let import = import_room(&**commit.txn, &state, &chain, &join);
+            let import = import_room(&**commit.txn, &state, &chain, &join, &apart);
             for applied in import.map_err(|error| not_imported(&server, error))? {
                 commit.keep(&applied)?;
             }
-            commit.txn.end_entry(join.pdu().sender(), join.room_id())?;
-            commit.entered(join.room_id())
-        })
-        .await
+            commit.txn.end_entry(user, room)?;
+            commit.entered(room)?;
+            Ok(commit.txn.membership(room, user)? == MembershipState::Join)
+        });
+        match inside.await? {
+            true => Ok(()),
+            false => Err(Error::forbidden("you were removed from this room")),
+        }
     }
 
     /// Our join with the other server's signature, where it has added one.

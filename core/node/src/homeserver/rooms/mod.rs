@@ -2,6 +2,7 @@
 //! looks like to a reader is the timeline's business, and what is allowed the engine's.
 
 mod aliases;
+mod apart;
 mod commit;
 mod create;
 mod directory;
