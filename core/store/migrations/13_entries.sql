@@ -8,6 +8,7 @@ CREATE TABLE entries (
     servers  TEXT NOT NULL,    -- those that were told and may believe it, the last one first: a JSON array
     version  TEXT NOT NULL,    -- the room's
     event_id TEXT NOT NULL,    -- the event that was told last
+    over     INTEGER NOT NULL, -- 1: the user does not want it any more
     reason   TEXT,
     UNIQUE (user_id, room_id)
 ) STRICT;

@@ -15,7 +15,8 @@ pub struct Entry {
     pub room_id: OwnedRoomId,
     /// Whether by knocking; else by joining.
     pub knock: bool,
-    /// The servers that were told and may believe it, the last one first.
+    /// The servers that were told and may believe it, the last one first. None: those have left the room meanwhile, and who
+    /// else is there is not known here.
     pub servers: Vec<OwnedServerName>,
     /// The room's version.
     pub version: RoomVersionId,
@@ -23,9 +24,11 @@ pub struct Entry {
     pub event_id: OwnedEventId,
     /// Why, in the user's words.
     pub reason: Option<String>,
+    /// Whether the user does not want it any more: whoever believes it is told so.
+    pub over: bool,
 }
 
-const COLUMNS: &str = "user_id, room_id, knock, servers, version, event_id, reason";
+const COLUMNS: &str = "user_id, room_id, knock, servers, version, event_id, reason, over";
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
@@ -36,6 +39,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         version: column::id(row, 4)?,
         event_id: column::id(row, 5)?,
         reason: row.get(6)?,
+        over: row.get(7)?,
     })
 }
 
@@ -79,6 +83,35 @@ impl WriteTxn<'_> {
         self.keep_entry(&entry)
     }
 
+    /// A server that was told of a user's entry is in the room no more: what it passed on before, others may believe.
+    pub fn entry_told_elsewhere(&self, user: &UserId, room: &RoomId, by: &ServerName) -> Result<(), StoreError> {
+        let Some(mut entry) = self.entry(user, room)? else {
+            return Ok(());
+        };
+        entry.servers.retain(|server| server != by);
+        self.keep_entry(&entry)
+    }
+
+    /// A server speaks of a room that a user is entering, so that it may believe that the user is there.
+    pub fn entry_believed(&self, user: &UserId, room: &RoomId, by: &ServerName) -> Result<(), StoreError> {
+        let Some(mut entry) = self.entry(user, room)? else {
+            return Ok(());
+        };
+        entry.servers.retain(|server| server != by);
+        entry.servers.insert(0, by.to_owned());
+        self.keep_entry(&entry)
+    }
+
+    /// The user does not want to enter any more. The row stays until somebody who may believe it has been told.
+    pub fn entry_over(&self, user: &UserId, room: &RoomId) -> Result<(), StoreError> {
+        let Some(mut entry) = self.entry(user, room)? else {
+            return Ok(());
+        };
+        entry.servers.clear();
+        entry.over = true;
+        self.keep_entry(&entry)
+    }
+
     /// The user is in the room, or no server believes so: nothing is left to be done.
     pub fn end_entry(&self, user: &UserId, room: &RoomId) -> Result<(), StoreError> {
         self.conn()
@@ -92,7 +125,7 @@ impl WriteTxn<'_> {
             what: "server names",
             reason: error.to_string(),
         })?;
-        let sql = format!("INSERT OR REPLACE INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)");
+        let sql = format!("INSERT OR REPLACE INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
         self.conn().prepare_cached(&sql)?.execute(params![
             entry.user_id.as_str(),
             entry.room_id.as_str(),
@@ -100,7 +133,8 @@ impl WriteTxn<'_> {
             servers,
             entry.version.as_str(),
             entry.event_id.as_str(),
-            entry.reason
+            entry.reason,
+            entry.over
         ])?;
         Ok(())
     }

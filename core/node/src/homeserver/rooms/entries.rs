@@ -1,7 +1,7 @@
 //! Ways into rooms that were cut short: a server was asked to let a user in, and nobody knows whether it did. They are gone
 //! to their end, since joining and knocking again change nothing; where that leads nowhere, the room is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kith_engine::{CheckedPdu, membership_of};
 use kith_store::{Entry, OwedLeave};
@@ -37,6 +37,7 @@ impl Rooms {
             version: event.version().clone(),
             event_id: event.event_id().to_owned(),
             reason,
+            over: false,
         };
         self.ctx.store.write(move |txn| Ok(txn.begin_entry(entry)?)).await
     }
@@ -55,12 +56,49 @@ impl Rooms {
         if !refused {
             return Ok(());
         }
+        let gone = is_gone(error);
         let (user, room, server) = (user.to_owned(), room.to_owned(), server.to_owned());
-        let write = self
-            .ctx
-            .store
-            .write(move |txn| Ok(txn.entry_refused(&user, &room, &server)?));
+        let write = self.ctx.store.write(move |txn| match gone {
+            true => Ok(txn.entry_told_elsewhere(&user, &room, &server)?),
+            false => Ok(txn.entry_refused(&user, &room, &server)?),
+        });
         write.await
+    }
+
+    /// A server speaks of rooms that this node is not in. Where one of them is being entered, that server may believe that the
+    /// way is complete: it is gone through it, or the server told that the user is not there.
+    pub(in crate::homeserver) async fn note_believer(
+        &self,
+        server: &ServerName,
+        rooms: BTreeSet<OwnedRoomId>,
+    ) -> Result<(), Error> {
+        if rooms.is_empty() {
+            return Ok(());
+        }
+        let entered = self.ctx.store.read(|txn| txn.entries()).await?;
+        let news = |entry: &Entry| rooms.contains(&entry.room_id) && !entry.servers.iter().any(|told| told == server);
+        let news: Vec<Entry> = entered.into_iter().filter(news).collect();
+        if news.is_empty() {
+            return Ok(());
+        }
+        let server = server.to_owned();
+        let write = self.ctx.store.write(move |txn| {
+            for entry in news {
+                match entry.over {
+                    true => txn.owe_leave(&OwedLeave {
+                        user_id: entry.user_id,
+                        room_id: entry.room_id,
+                        servers: vec![server.clone()],
+                        reason: entry.reason,
+                    })?,
+                    false => txn.entry_believed(&entry.user_id, &entry.room_id, &server)?,
+                }
+            }
+            Ok::<_, Error>(())
+        });
+        write.await?;
+        self.owing.notify_one();
+        Ok(())
     }
 
     /// A user wants to leave a room that is still being entered. Whether there is such a room.
@@ -73,10 +111,10 @@ impl Rooms {
         let turn = self.entering.take(room).await;
         let (user, room) = (user.to_owned(), room.to_owned());
         let write = self.ctx.store.write(move |txn| {
-            let Some(entry) = txn.entry(&user, &room)? else {
+            let Some(entry) = txn.entry(&user, &room)?.filter(|entry| !entry.over) else {
                 return Ok::<_, Error>(false);
             };
-            txn.end_entry(&user, &room)?;
+            txn.entry_over(&user, &room)?;
             txn.owe_leave(&OwedLeave {
                 user_id: user,
                 room_id: room,
@@ -101,7 +139,8 @@ impl Rooms {
                 .iter()
                 .any(|entry| entry.user_id == *user && entry.room_id == *room)
         });
-        for entry in entries {
+        // Those that nobody is known to believe wait for somebody who does.
+        for entry in entries.into_iter().filter(|entry| !entry.servers.is_empty()) {
             let (user, room) = (entry.user_id.clone(), entry.room_id.clone());
             let outcome = self.finish(&entry).await;
             let Err(error) = outcome else {
@@ -146,6 +185,11 @@ impl Rooms {
         let (user, room) = (user.clone(), room.clone());
         self.ctx.store.write(move |txn| Ok(txn.end_entry(&user, &room)?)).await
     }
+}
+
+/// Whether a server answered that it is not in the room: it says nothing of what others in it believe.
+pub(super) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Network(NetworkError::Refused { status: 404, .. }))
 }
 
 /// Whether a server answered what cannot be.

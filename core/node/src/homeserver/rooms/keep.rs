@@ -49,6 +49,10 @@ impl Rooms {
             txn.unforget_room(&user, room)?;
             txn.settle_leave(&user, room)?;
         }
+        if membership == MembershipState::Join || *user == *applied.pdu.sender() {
+            // The user is where the way led, or has gone another one.
+            txn.end_entry(&user, room)?;
+        }
         Ok(())
     }
 }

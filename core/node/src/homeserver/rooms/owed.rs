@@ -9,11 +9,26 @@ use rand::RngCore;
 use ruma::{CanonicalJsonObject, OwnedServerName, events::room::member::MembershipState};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::{Rooms, entries::Tries, member::standing};
+use super::{
+    Rooms,
+    entries::{Tries, is_gone},
+    member::standing,
+};
 use crate::{Error, network::PeerEvent};
 
 /// How long to wait at the most when the failure is this node's own, as on a full disk: nobody tells when that is over.
 const LONGEST_HERE: Duration = Duration::from_secs(30);
+
+/// What became of a leave that is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Paid {
+    /// A server has taken it, or those that are there have no use for it.
+    Heard,
+    /// Servers are in the room no more that knew of the user; of others none is known here.
+    Gone,
+    /// Somebody is to be asked again.
+    Unheard,
+}
 
 /// What keeps the task from resting.
 #[derive(Default)]
@@ -83,20 +98,24 @@ impl Rooms {
 
     /// Tells a leave to whoever can be reached; whether it is owed no more.
     pub(super) async fn settle_if_paid(&self, leave: &OwedLeave) -> Result<bool, Error> {
-        if !self.pay(leave).await? {
+        let paid = self.pay(leave).await?;
+        if paid == Paid::Unheard {
             return Ok(false);
         }
         let (user, room) = (leave.user_id.clone(), leave.room_id.clone());
         let settled = self.ctx.store.write(move |txn| {
             txn.settle_leave(&user, &room)?;
+            if paid == Paid::Heard && txn.entry(&user, &room)?.is_some_and(|entry| entry.over) {
+                txn.end_entry(&user, &room)?;
+            }
             Ok::<_, StoreError>(())
         });
         settled.await?;
         Ok(true)
     }
 
-    /// Whether a leave is owed no more: a server has taken it, or none of them wants it.
-    async fn pay(&self, leave: &OwedLeave) -> Result<bool, Error> {
+    /// Tells a leave to one of the servers that it is owed to.
+    async fn pay(&self, leave: &OwedLeave) -> Result<Paid, Error> {
         let (user, room) = (&leave.user_id, &leave.room_id);
         let _turn = self.entering.take(room).await;
         let (own, asked) = (self.ctx.server_name.clone(), leave.clone());
@@ -111,21 +130,26 @@ impl Rooms {
         );
         if standing.resident || inside {
             // The user has come back, or the node is there by now and its own events tell.
-            return Ok(true);
+            return Ok(Paid::Heard);
         }
         let fields: CanonicalJsonObject = super::member::reason_field(leave.reason.clone()).collect();
-        let mut unreached = false;
+        let (mut unreached, mut heard) = (false, false);
         for server in &leave.servers {
             match self.leave_through_one(user, room, server, &fields).await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(Paid::Heard),
                 Err(error @ (Error::Store(_) | Error::Internal(..))) => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, %server, %room, "a server does not take an owed leave");
                     unreached |= may_come_back(&error);
+                    heard |= !is_gone(&error);
                 }
             }
         }
-        Ok(!unreached)
+        Ok(match (unreached, heard) {
+            (true, _) => Paid::Unheard,
+            (false, true) => Paid::Heard,
+            (false, false) => Paid::Gone,
+        })
     }
 }
 

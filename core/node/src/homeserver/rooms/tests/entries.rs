@@ -204,3 +204,38 @@ async fn who_is_removed_while_entering_does_not_come_back_by_itself() {
     assert_eq!(joined(&cluster[1].again(&bob)).await, [] as [&str; 0]);
     assert_eq!(cluster.wires.requests("/send_join/"), 1);
 }
+
+/// The server that let bob in has left the room when bob's node asks again: what it passed on before, carol's node believes.
+#[tokio::test]
+async fn a_way_whose_server_has_left_is_gone_through_another() {
+    for wanted in [true, false] {
+        let mut cluster = Cluster::start(3).await;
+        let alice = cluster[0].register("alice").await;
+        let (bob, carol) = (cluster[1].register("bob").await, cluster[2].register("carol").await);
+        let room = create(&alice, json!({"preset": "public_chat", "room_version": "12"})).await;
+        let via = join_path(&room, &[cluster[0].name.as_str()]);
+        carol.post_ok(&via, json!({})).await;
+        cluster.wires.cut(&cluster[1].name, &cluster[2].name);
+        cut_short(&mut cluster, "/send_join/", (&bob, &via, json!({})), async |cluster| {
+            until_membership(&cluster[2], &carol, &room, &bob.user_id, "join").await;
+            alice.post_ok(&at(&room, "leave"), json!({})).await;
+        })
+        .await;
+        let (bob, node) = (cluster[1].again(&bob), &cluster[1]);
+        while entries(node).await.iter().any(|entry| !entry.servers.is_empty()) {
+            tokio::task::yield_now().await;
+        }
+        if !wanted {
+            bob.post_ok(&at(&room, "leave"), json!({})).await;
+        }
+        cluster.wires.mend(&node.name, &cluster[2].name);
+        let expected = if wanted { "join" } else { "leave" };
+        until_membership(&cluster[2], &carol, &room, &bob.user_id, expected).await;
+        if wanted {
+            until_membership(node, &bob, &room, &bob.user_id, "join").await;
+            let event = say(&carol, &room, "1", "there you are").await;
+            hear(node, &bob, &room, &event).await;
+        }
+        until_settled(node).await;
+    }
+}
