@@ -20,7 +20,7 @@ type Told = BTreeMap<OwnedRoomId, Heads>;
 /// What this server has to say of rooms to another one.
 #[derive(Default)]
 struct Common {
-    /// The heads of each, and why they are told.
+    /// The heads of each, and on what terms it is spoken of.
     rooms: BTreeMap<OwnedRoomId, (Terms, Heads)>,
     /// Those that this server left, as the other one may know.
     left: BTreeSet<OwnedRoomId>,
@@ -28,7 +28,7 @@ struct Common {
 
 impl Common {
     fn told(&self) -> Told {
-        let rooms = self.rooms.iter();
+        let rooms = self.rooms.iter().filter(|(_, (terms, _))| is_told(terms));
         rooms.map(|(room, (_, heads))| (room.clone(), heads.clone())).collect()
     }
 
@@ -36,6 +36,12 @@ impl Common {
     fn is_shared(&self, room: &RoomId) -> bool {
         matches!(self.rooms.get(room), Some((Terms::Members, _)))
     }
+}
+
+/// Whether heads are told on such terms. One's own leaving is told by one's heads; who was removed by others has nothing to
+/// tell but that it knows.
+fn is_told(terms: &Terms) -> bool {
+    !matches!(terms, Terms::WeLeft(departure) if !departure.own_act)
 }
 
 /// What an exchange of heads is answered with.
@@ -67,6 +73,8 @@ impl CatchUp {
         }
         let own = self.shared.common(&peer, rooms.keys().cloned().collect()).await?;
         let holds = self.shared.compare(&peer, &own, &rooms).await?;
+        let elsewhere = rooms.keys().filter(|room| !own.is_shared(room)).cloned().collect();
+        self.shared.rooms.note_believer(&peer, elsewhere).await?;
         let now = self.shared.now();
         for room in own.rooms.keys().filter(|room| own.is_shared(room)) {
             let unreached = unreached.get(room).cloned().unwrap_or_default();
@@ -123,10 +131,11 @@ impl Shared {
         };
         for rooms in rooms.chunks(MAX_ROOMS_PER_EXCHANGE) {
             let own = self.common(server, rooms.to_vec()).await?;
-            if own.rooms.is_empty() {
+            let told = own.told();
+            if told.is_empty() {
                 continue;
             }
-            let mut request = exchange_heads::Request::new(own.told());
+            let mut request = exchange_heads::Request::new(told);
             let spoken_of = unreached.iter().filter(|(room, _)| own.is_shared(room));
             request.unreached = spoken_of
                 .map(|(room, servers)| (room.clone(), servers.clone()))
@@ -156,8 +165,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What is to be said of some rooms to a server. One's own leaving is told by one's heads; who was removed by others has
-    /// nothing to tell but that it knows.
+    /// What is to be said of some rooms to a server.
     async fn common(&self, peer: &ServerName, rooms: Vec<OwnedRoomId>) -> Result<Common, Error> {
         let (own, peer) = (self.ctx.server_name.clone(), peer.to_owned());
         let read = self.ctx.store.read(move |txn| {
@@ -166,11 +174,8 @@ impl Shared {
                 let Some(terms) = Terms::between(txn, &room, &own, &peer)? else {
                     continue;
                 };
-                if let Terms::WeLeft(departure) = &terms {
+                if matches!(terms, Terms::WeLeft(_)) {
                     common.left.insert(room.clone());
-                    if !departure.own_act {
-                        continue;
-                    }
                 }
                 let heads = terms.heads(txn, &room)?;
                 common.rooms.insert(room, (terms, heads));
@@ -215,12 +220,17 @@ impl Shared {
             }
             match terms {
                 Terms::Members => lacking.extend(gaps),
-                // Asking for events would tell who left what has come since; and who left has no use for more.
-                Terms::TheyLeft(_) | Terms::WeLeft(_) => lacking.clear(),
+                // Asking for events would tell who left what has come since.
+                Terms::TheyLeft(_) => lacking.clear(),
+                // They hear of it from the heads told here.
+                Terms::WeLeft(departure) if departure.own_act && !departure.known => lacking.clear(),
+                // What they hold besides may undo the removal, as a ban by somebody who had lost the power to it: then this
+                // server is in the room for everybody else. They tell no more than it may know.
+                Terms::WeLeft(_) => {}
             }
             let compared = Compared {
                 room,
-                told: own.events.clone(),
+                told: if is_told(terms) { own.events.clone() } else { Vec::new() },
                 lacking,
                 depth: theirs.depth,
             };

@@ -201,6 +201,62 @@ async fn a_removal_by_somebody_who_had_lost_the_power_to_it_does_not_hold() {
     until_alike(&[a, b], &room).await;
 }
 
+/// The moderator bans whom the creator has made as powerful as itself meanwhile. The creator's word stands, and so the banned
+/// is in the room for everybody: its node too.
+#[tokio::test]
+async fn who_was_banned_by_somebody_who_may_not_is_in_the_room_again() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    let [a, b, c] = [&cluster[0], &cluster[1], &cluster[2]];
+    let user = &clients[2].user_id;
+    let path = at(&room, "state/m.room.power_levels/");
+    let mut levels = clients[0].get_ok(&path).await;
+    levels["users"][&clients[1].user_id] = json!(50);
+    clients[0].put_ok(&path, levels.clone()).await;
+    until_alike(&[a, b, c], &room).await;
+    a.go_down();
+    remove(&clients[1], "ban", &room, user).await;
+    until_membership(c, &room, user, MembershipState::Ban).await;
+    levels["users"][user] = json!(100);
+    clients[0].put_ok(&path, levels).await;
+    c.go_down();
+    a.come_up();
+    until_membership(b, &room, user, MembershipState::Join).await;
+    say(&clients[1], &room, "still here").await;
+    c.come_up();
+    until_membership(c, &room, user, MembershipState::Join).await;
+    until_text(c, &room, "still here").await;
+    say(&clients[2], &room, "so it seems").await;
+    until_text(a, &room, "so it seems").await;
+    until_alike(&[a, b, c], &room).await;
+}
+
+#[tokio::test]
+async fn who_was_banned_does_not_come_back_through_who_has_not_heard() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    let [a, b, c] = [&cluster[0], &cluster[1], &cluster[2]];
+    let user = &clients[2].user_id;
+    cluster.wires.cut(&a.name, &b.name);
+    remove(&clients[0], "ban", &room, user).await;
+    until_membership(c, &room, user, MembershipState::Ban).await;
+    a.go_down();
+    // What the other one is told when it is asked in, it does not look into now.
+    cluster.wires.lose("/org.kith/pull/");
+    let via = format!("/_matrix/client/v3/join/{}?via={}", escape(room.as_str()), b.name);
+    assert_refused(clients[2].post(&via, json!({})).await, (403, "M_FORBIDDEN"));
+    assert_eq!(cluster.wires.requests("/send_join/"), 3);
+    until_membership(c, &room, user, MembershipState::Ban).await;
+    cluster.wires.lose_nothing();
+    cluster.wires.mend(&a.name, &b.name);
+    a.come_up();
+    until_membership(b, &room, user, MembershipState::Ban).await;
+    say(&clients[1], &room, "without you").await;
+    until_text(a, &room, "without you").await;
+    until_alike(&[a, b], &room).await;
+    assert_eq!(texts_of(c, &room).await, [] as [&str; 0]);
+}
+
 #[tokio::test]
 async fn who_was_removed_and_invited_again_while_away_sees_the_invite() {
     let cluster = Cluster::start(2).await;

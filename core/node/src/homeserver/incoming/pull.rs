@@ -95,11 +95,13 @@ impl Incoming {
         self.ctx.store.read(move |txn| not_in_graph(txn, ids)).await
     }
 
-    /// A room's version and the depth of its heads; none if this server or the other one is not in it.
+    /// A room's version and the depth of its heads; none if the other server is not in it, or this one never was. One that was
+    /// removed asks too: what it lacks may undo the removal.
     async fn pulled_room(&self, room: &RoomId, from: &ServerName) -> Result<Option<(RoomVersionId, u64)>, Error> {
         let (room, from, own) = (room.to_owned(), from.to_owned(), self.ctx.server_name.clone());
         let read = self.ctx.store.read(move |txn| {
-            let both = txn.is_server_joined(&room, &own)? && txn.is_server_joined(&room, &from)?;
+            let here = txn.is_server_joined(&room, &own)? || txn.departure(&room, &own)?.is_some();
+            let both = here && txn.is_server_joined(&room, &from)?;
             let Some(view) = find_room(txn, &room)?.filter(|_| both) else {
                 return Ok(None);
             };
