@@ -15,6 +15,8 @@ mod directory;
 mod error;
 mod gate;
 mod hello;
+#[cfg(test)]
+mod internet;
 mod net;
 mod owner;
 mod peers;

@@ -6,29 +6,15 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
-    io, iter,
+    iter,
     net::Ipv4Addr,
-    pin::Pin,
-    sync::{Arc, LazyLock, Mutex},
-    task::{Context, Poll},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use futures::{
-    AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt,
-    future::{BoxFuture, Ready, join_all, ready},
-    stream,
-};
+use futures::{StreamExt, future::join_all, stream};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, Transport,
-    core::{
-        UpgradeInfo,
-        muxing::StreamMuxerBox,
-        transport::{DialOpts, ListenerId, TransportError, TransportEvent},
-        upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
-    },
-    identify,
+    Multiaddr, PeerId, Swarm, identify,
     identity::Keypair,
     kad::{
         self, ProviderRecord, Record, RecordKey,
@@ -36,21 +22,15 @@ use libp2p::{
     },
     multiaddr::Protocol,
     swarm::{NetworkBehaviour, SwarmEvent},
-    yamux,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use tokio::{
-    io::DuplexStream,
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
-use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
     tests::{Bob, Time, look_up_all, soon},
     *,
 };
+use crate::internet::{Delays, Internet, address_of};
 
 /// Until a connection is up: three times there and back, 50 ms each.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(150);
@@ -60,158 +40,6 @@ const FIRST: usize = 3;
 
 /// Servers that join at one time.
 const AT_ONCE: usize = 25;
-
-/// What arrives at one address.
-type Arrivals = mpsc::Sender<(DuplexStream, Ipv4Addr)>;
-
-/// Every machine that is up, by its address.
-#[derive(Clone, Default)]
-struct Internet(Arc<Mutex<HashMap<Ipv4Addr, Arrivals>>>);
-
-/// One machine's way to the others.
-struct Wire {
-    internet: Internet,
-    own: Ipv4Addr,
-    listening: Option<(ListenerId, mpsc::Receiver<(DuplexStream, Ipv4Addr)>)>,
-    announce: bool,
-}
-
-fn address_of(machine: Ipv4Addr) -> Multiaddr {
-    Multiaddr::from(machine)
-        .with(Protocol::Udp(4433))
-        .with(Protocol::QuicV1)
-}
-
-impl Internet {
-    fn wire(&self, own: Ipv4Addr) -> Wire {
-        Wire {
-            internet: self.clone(),
-            own,
-            listening: None,
-            announce: false,
-        }
-    }
-
-    fn transport(&self, own: Ipv4Addr, keypair: &Keypair) -> swarm::BoxedTransport {
-        self.wire(own)
-            .upgrade(Version::V1Lazy)
-            .authenticate(Plain(keypair.public().to_peer_id()))
-            .multiplex(yamux::Config::default())
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
-            .boxed()
-    }
-}
-
-impl Transport for Wire {
-    type Output = Compat<DuplexStream>;
-    type Error = io::Error;
-    type ListenerUpgrade = Ready<io::Result<Self::Output>>;
-    type Dial = BoxFuture<'static, io::Result<Self::Output>>;
-
-    fn listen_on(&mut self, id: ListenerId, _: Multiaddr) -> Result<(), TransportError<Self::Error>> {
-        let (arrivals, arriving) = mpsc::channel(256);
-        lock(&self.internet.0).insert(self.own, arrivals);
-        self.listening = Some((id, arriving));
-        self.announce = true;
-        Ok(())
-    }
-
-    fn remove_listener(&mut self, _: ListenerId) -> bool {
-        self.listening.take().is_some()
-    }
-
-    fn dial(&mut self, address: Multiaddr, _: DialOpts) -> Result<Self::Dial, TransportError<Self::Error>> {
-        let Some(Protocol::Ip4(machine)) = address.iter().next() else {
-            return Err(TransportError::MultiaddrNotSupported(address));
-        };
-        let (internet, own) = (self.internet.clone(), self.own);
-        Ok(async move {
-            sleep(HANDSHAKE_TIME).await;
-            let up = lock(&internet.0).get(&machine).cloned();
-            let (here, there) = tokio::io::duplex(64 << 10);
-            if let Some(arrivals) = up
-                && arrivals.send((there, own)).await.is_ok()
-            {
-                return Ok(here.compat());
-            }
-            sleep(HANDSHAKE - HANDSHAKE_TIME).await;
-            Err(io::ErrorKind::TimedOut.into())
-        }
-        .boxed())
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
-        let own = address_of(self.own);
-        let announce = std::mem::take(&mut self.announce);
-        let Some((listener_id, arriving)) = &mut self.listening else {
-            return Poll::Pending;
-        };
-        let listener_id = *listener_id;
-        if announce {
-            return Poll::Ready(TransportEvent::NewAddress {
-                listener_id,
-                listen_addr: own,
-            });
-        }
-        arriving.poll_recv(cx).map(|arrived| match arrived {
-            Some((stream, from)) => TransportEvent::Incoming {
-                listener_id,
-                upgrade: ready(Ok(stream.compat())),
-                local_addr: own,
-                send_back_addr: address_of(from),
-            },
-            None => TransportEvent::ListenerClosed {
-                listener_id,
-                reason: Ok(()),
-            },
-        })
-    }
-}
-
-/// Each side says its PeerId, and is believed: what is tried here is not cryptography.
-#[derive(Clone)]
-struct Plain(PeerId);
-
-impl UpgradeInfo for Plain {
-    type Info = &'static str;
-    type InfoIter = iter::Once<Self::Info>;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        iter::once("/plain/1")
-    }
-}
-
-impl<S: futures::AsyncRead + futures::AsyncWrite + Unpin + Send + 'static> InboundConnectionUpgrade<S> for Plain {
-    type Output = (PeerId, S);
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Self::Output>>;
-
-    fn upgrade_inbound(self, mut stream: S, _: Self::Info) -> Self::Future {
-        async move {
-            let own = self.0.to_bytes();
-            stream.write_all(&own).await?;
-            stream.flush().await?;
-            let mut other = vec![0; own.len()];
-            stream.read_exact(&mut other).await?;
-            let other = PeerId::from_bytes(&other).map_err(io::Error::other)?;
-            Ok((other, stream))
-        }
-        .boxed()
-    }
-}
-
-impl<S: futures::AsyncRead + futures::AsyncWrite + Unpin + Send + 'static> OutboundConnectionUpgrade<S> for Plain {
-    type Output = (PeerId, S);
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Self::Output>>;
-
-    fn upgrade_outbound(self, stream: S, info: Self::Info) -> Self::Future {
-        self.upgrade_inbound(stream, info)
-    }
-}
 
 #[derive(NetworkBehaviour)]
 struct Honest {
@@ -288,7 +116,11 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            internet: Internet::default(),
+            internet: Internet::new(Delays {
+                handshake: HANDSHAKE_TIME,
+                dead: HANDSHAKE,
+                link: Duration::ZERO,
+            }),
             time: Time::noon(),
             rng: StdRng::seed_from_u64(4),
             machines: Vec::new(),
@@ -375,7 +207,7 @@ impl World {
         let mut left = Vec::new();
         for (index, machine) in self.machines.drain(..).enumerate() {
             if index < FIRST || (!machine.hostile && self.rng.gen_bool(share)) {
-                lock(&self.internet.0).remove(&machine.address);
+                self.internet.remove(machine.address);
                 machine.task.abort();
             } else {
                 left.push(machine);

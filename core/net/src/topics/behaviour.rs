@@ -6,7 +6,8 @@ use std::{
     future::Future as _,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ use ruma::OwnedServerName;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    BEAT, Handler, KEPT_BEATS, MESH, TellError, TopicMessage, config,
+    BACKOFF_BEATS, BEAT, Handler, KEPT_BEATS, MESH, MESH_LOW, PUNISHED, TellError, TopicMessage, config,
     handler::{Gossip, News, Order},
     scores, topic_scores,
 };
@@ -37,10 +38,17 @@ use crate::BoxError;
 /// Topics that this node follows, and that it believes one peer to follow.
 const MAX_TOPICS: usize = 2048;
 
+/// Servers that are remembered for forgeries.
+const MAX_SHUNNED: usize = 1024;
+
 /// Beats after something happened: until nobody can ask for a message any more.
 const BEATS: usize = KEPT_BEATS + 1;
 
+/// Beats after that, while a topic's mesh is thin: until those who turned this node away may be asked again.
+const MENDING_BEATS: usize = BEATS + 2 * BACKOFF_BEATS as usize;
+
 type Router = gossipsub::Behaviour<IdentityTransform, MaxCountSubscriptionFilter<AllowAllSubscriptionFilter>>;
+type RouterEvent = ToSwarm<gossipsub::Event, THandlerInEvent<Router>>;
 type Event = ToSwarm<TopicEvent, Order>;
 
 /// The servers that may take part in a topic.
@@ -88,8 +96,12 @@ pub(crate) struct Behaviour {
     protocol: <Gossip as ConnectionHandler>::InboundProtocol,
     followed: HashMap<TopicHash, Followed>,
     links: HashMap<ConnectionId, Link>,
+    /// Servers that passed on what no member made, and until when that is remembered.
+    shunned: HashMap<OwnedServerName, Instant>,
     followers: HashMap<PeerId, Follower>,
     events: VecDeque<Event>,
+    /// What gossipsub said out of turn.
+    early: VecDeque<RouterEvent>,
     /// Followers came or went, which was not told yet.
     changed: bool,
     /// Beats to come.
@@ -97,13 +109,14 @@ pub(crate) struct Behaviour {
     next_beat: Pin<Box<Sleep>>,
 }
 
-fn router() -> Result<Router, BoxError> {
+/// Gossipsub, mending its meshes this often.
+fn router(heart: Duration) -> Result<Router, BoxError> {
     let filter = MaxCountSubscriptionFilter {
         filter: AllowAllSubscriptionFilter::default(),
         max_subscribed_topics: MAX_TOPICS,
         max_subscriptions_per_request: MAX_TOPICS,
     };
-    let config = config()?;
+    let config = config(heart)?;
     let mut router = Router::new_with_subscription_filter(MessageAuthenticity::Anonymous, config, filter)?;
     let (params, thresholds) = scores();
     router.with_peer_score(params, thresholds)?;
@@ -117,21 +130,28 @@ fn hash_of(topic: &TopicName) -> TopicHash {
 impl Behaviour {
     /// Follows nothing yet. Needs a tokio runtime.
     pub(crate) fn new() -> Result<Self, BoxError> {
+        Self::with_heart(BEAT)
+    }
+
+    /// [`Behaviour::new`] with a heart that beats at another pace.
+    pub(super) fn with_heart(heart: Duration) -> Result<Self, BoxError> {
         // A handler of a router that is thrown away shows how streams are accepted.
         let nowhere = Multiaddr::empty();
-        let example = router()?.handle_established_inbound_connection(
+        let example = router(heart)?.handle_established_inbound_connection(
             ConnectionId::new_unchecked(0),
             PeerId::random(),
             &nowhere,
             &nowhere,
         )?;
         Ok(Self {
-            router: router()?,
+            router: router(heart)?,
             protocol: example.listen_protocol().into_upgrade().0,
             followed: HashMap::new(),
             links: HashMap::new(),
+            shunned: HashMap::new(),
             followers: HashMap::new(),
             events: VecDeque::new(),
+            early: VecDeque::new(),
             changed: false,
             beats: 0,
             next_beat: Box::pin(sleep(BEAT)),
@@ -182,6 +202,7 @@ impl Behaviour {
         if !topic.verify(&message) {
             return Err(TellError::NotValid);
         }
+        self.beat_before();
         let subscribed = self.router.all_peers();
         let there = subscribed.filter(|(_, topics)| topics.contains(&&hash)).count();
         let mesh = self.router.mesh_peers(&hash).count();
@@ -218,6 +239,13 @@ impl Behaviour {
         let Some(follower) = self.followers.get_mut(&link.peer_id) else {
             return;
         };
+        if self
+            .shunned
+            .get(&follower.server)
+            .is_some_and(|until| *until > Instant::now())
+        {
+            return;
+        }
         let mut topics = self.followed.values();
         if !topics.any(|topic| topic.members.contains(&follower.server)) {
             return;
@@ -244,6 +272,41 @@ impl Behaviour {
             event: Order::Start(Box::new(handler)),
         });
         self.stir();
+    }
+
+    /// Shuts a peer out, whichever node of its server it is and whatever PeerId it comes back with.
+    fn shun(&mut self, peer_id: PeerId) {
+        let Some(follower) = self.followers.get_mut(&peer_id) else {
+            return;
+        };
+        let now = Instant::now();
+        if self.shunned.len() >= MAX_SHUNNED {
+            self.shunned.retain(|_, until| *until > now);
+        }
+        if self.shunned.len() < MAX_SHUNNED {
+            self.shunned.insert(follower.server.clone(), now + PUNISHED);
+        }
+        for (id, link) in &mut self.links {
+            if link.peer_id != peer_id || !link.admitted {
+                continue;
+            }
+            link.admitted = false;
+            follower.admitted -= 1;
+            self.router
+                .on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+                    peer_id,
+                    connection_id: *id,
+                    endpoint: &link.endpoint,
+                    cause: None,
+                    remaining_established: follower.admitted,
+                }));
+            self.events.push_back(ToSwarm::NotifyHandler {
+                peer_id,
+                handler: NotifyHandler::One(*id),
+                event: Order::Stop,
+            });
+        }
+        self.changed = true;
     }
 
     /// Whether what a server says of a topic counts.
@@ -313,6 +376,7 @@ impl Behaviour {
         if !followed.key.verify(&message.data) {
             tracing::info!(server = %follower.server, "a forged message was passed on");
             judged(self, MessageAcceptance::Reject);
+            self.shun(hop);
             return None;
         }
         let message = TopicMessage {
@@ -323,6 +387,15 @@ impl Behaviour {
         judged(self, MessageAcceptance::Accept);
         self.stir();
         Some(message)
+    }
+
+    /// Lets a beat that is overdue happen now. It would otherwise come right after the message that is about to be handled, and
+    /// tell of it those whom the message itself is on its way to.
+    fn beat_before(&mut self) {
+        let mut unnoticed = Context::from_waker(Waker::noop());
+        while let Poll::Ready(event) = self.router.poll(&mut unnoticed) {
+            self.early.push_back(event);
+        }
     }
 
     /// How many connected servers' nodes follow each topic.
@@ -340,10 +413,34 @@ impl Behaviour {
 
     /// Something happened: time passes for a while.
     fn stir(&mut self) {
-        if self.beats == 0 {
+        if !self.is_beating() {
             self.next_beat.as_mut().reset(Instant::now() + BEAT);
         }
-        self.beats = BEATS;
+        self.beats = MENDING_BEATS;
+    }
+
+    /// Whether there may be something to do at the next beat.
+    fn is_beating(&self) -> bool {
+        self.beats > MENDING_BEATS - BEATS || (self.beats > 0 && self.is_thin())
+    }
+
+    /// To whom messages of a topic are passed on.
+    #[cfg(test)]
+    pub(super) fn mesh(&self, topic: &TopicName) -> HashSet<PeerId> {
+        self.router.mesh_peers(&hash_of(topic)).copied().collect()
+    }
+
+    /// Whether a topic has fewer peers in its mesh than it could have.
+    fn is_thin(&self) -> bool {
+        let followers = |topic: &TopicHash| {
+            let peers = self.router.all_peers();
+            peers
+                .filter(|(_, topics)| topics.contains(&topic))
+                .take(MESH_LOW)
+                .count()
+        };
+        let mut topics = self.followed.keys();
+        topics.any(|topic| self.router.mesh_peers(topic).count() < followers(topic))
     }
 
     fn handle_closed(&mut self, closed: ConnectionClosed<'_>) {
@@ -362,9 +459,12 @@ impl Behaviour {
                     ..closed
                 }));
         }
-        self.changed |= link.admitted;
         if closed.remaining_established == 0 {
             self.followers.remove(&link.peer_id);
+        }
+        if link.admitted {
+            self.changed = true;
+            self.stir();
         }
     }
 }
@@ -410,6 +510,23 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_connection_handler_event(&mut self, peer_id: PeerId, id: ConnectionId, news: THandlerOutEvent<Self>) {
+        // What an order to stop has crossed.
+        if self
+            .followers
+            .get(&peer_id)
+            .is_none_or(|follower| follower.admitted == 0)
+        {
+            return;
+        }
+        if let News::Message { rpc, invalid_messages } = &news {
+            // No honest node names an author, or sends what is too large.
+            if !invalid_messages.is_empty() {
+                return self.shun(peer_id);
+            }
+            if !rpc.messages.is_empty() {
+                self.beat_before();
+            }
+        }
         if let Some(news) = self.sort(peer_id, news) {
             self.router.on_connection_handler_event(peer_id, id, news);
         }
@@ -420,7 +537,11 @@ impl NetworkBehaviour for Behaviour {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);
             }
-            match self.router.poll(cx) {
+            let polled = match self.early.pop_front() {
+                Some(event) => Poll::Ready(event),
+                None => self.router.poll(cx),
+            };
+            match polled {
                 Poll::Ready(ToSwarm::NotifyHandler {
                     peer_id,
                     handler,
@@ -455,8 +576,8 @@ impl NetworkBehaviour for Behaviour {
                     return Poll::Ready(ToSwarm::GenerateEvent(followers));
                 }
                 // Gossipsub's heart beats only when it is asked after.
-                Poll::Pending if self.beats > 0 && self.next_beat.as_mut().poll(cx).is_ready() => {
-                    self.beats -= 1;
+                Poll::Pending if self.is_beating() && self.next_beat.as_mut().poll(cx).is_ready() => {
+                    self.beats = self.beats.saturating_sub(1);
                     self.next_beat.as_mut().reset(Instant::now() + BEAT);
                 }
                 Poll::Pending => return Poll::Pending,

@@ -23,6 +23,8 @@ pub(super) type News = <Gossip as ConnectionHandler>::ToBehaviour;
 pub(crate) enum Order {
     /// The peer is a member.
     Start(Box<Gossip>),
+    /// The peer is not to take part any more.
+    Stop,
     /// For gossipsub's handler.
     Gossip(<Gossip as ConnectionHandler>::FromBehaviour),
 }
@@ -31,6 +33,7 @@ impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Start(_) => f.write_str("Start"),
+            Self::Stop => f.write_str("Stop"),
             Self::Gossip(order) => write!(f, "Gossip({order:?})"),
         }
     }
@@ -95,6 +98,7 @@ impl ConnectionHandler for Handler {
                 self.gossip = Some(gossip);
             }
             (Order::Gossip(order), Some(gossip)) => gossip.on_behaviour_event(order),
+            (Order::Stop, gossip) => *gossip = None,
             (Order::Start(_), Some(_)) | (Order::Gossip(_), None) => {}
         }
     }

@@ -7,6 +7,8 @@
 
 mod behaviour;
 mod handler;
+#[cfg(test)]
+mod simulation;
 
 use std::time::Duration;
 
@@ -22,20 +24,25 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::behaviour::{Behaviour, Followers, Members, TopicEvent};
 pub(crate) use self::handler::Handler;
 
-/// Members that pass a topic's messages to each other straight: wanted, and at the least. A message leaves its sender at
-/// most as often as is wanted, and everybody else once less.
-pub(crate) const MESH: usize = 4;
+/// Members that pass a topic's messages to each other straight: wanted, at the least, and at the most. So many copies of a
+/// message leave its sender, and one less everybody else. Who has as many as may be lets one go at the next beat: there is
+/// always room somewhere for those who come.
+const MESH: usize = 4;
 const MESH_LOW: usize = 3;
+const MESH_HIGH: usize = 5;
 
 /// Members that are told which messages there are, at each beat, besides those that get them.
 const LAZY: usize = 2;
 
 /// Time between beats: the mesh is mended, and others hear what there was.
-const BEAT: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_secs(2);
 
 /// Beats for which a message is kept for those who ask, and told of.
 const KEPT_BEATS: usize = 5;
 const TOLD_BEATS: usize = 2;
+
+/// Beats until who was turned away may ask again.
+const BACKOFF_BEATS: u32 = 5;
 
 /// For how long a message that comes again is known.
 const REMEMBERED: Duration = Duration::from_secs(2 * 60);
@@ -86,8 +93,8 @@ pub enum TellError {
     ShuttingDown,
 }
 
-/// How gossipsub is to work.
-fn config() -> Result<Config, ConfigBuilderError> {
+/// How gossipsub is to work, mending its meshes this often.
+fn config(heart: Duration) -> Result<Config, ConfigBuilderError> {
     ConfigBuilder::default()
         // Messages say nothing of who made or sent them, but what is sealed in them.
         .validation_mode(ValidationMode::Anonymous)
@@ -96,7 +103,7 @@ fn config() -> Result<Config, ConfigBuilderError> {
         .max_transmit_size(TopicKey::MAX_MESSAGE + ENVELOPE)
         .mesh_n(MESH)
         .mesh_n_low(MESH_LOW)
-        .mesh_n_high(MESH)
+        .mesh_n_high(MESH_HIGH)
         .mesh_outbound_min(0)
         .flood_publish(false)
         .gossip_lazy(LAZY)
@@ -104,8 +111,10 @@ fn config() -> Result<Config, ConfigBuilderError> {
         .history_length(KEPT_BEATS)
         .history_gossip(TOLD_BEATS)
         .duplicate_cache_time(REMEMBERED)
+        .prune_backoff(heart * BACKOFF_BEATS)
+        .unsubscribe_backoff(heart * BACKOFF_BEATS)
         .connection_handler_queue_len(SEND_QUEUE)
-        .heartbeat_interval(BEAT)
+        .heartbeat_interval(heart)
         .heartbeat_initial_delay(Duration::ZERO)
         .build()
 }
@@ -128,7 +137,7 @@ fn scores() -> (PeerScoreParams, PeerScoreThresholds) {
     (params, PeerScoreThresholds::default())
 }
 
-/// One forged message is one too many: it costs more than the threshold of being ignored.
+/// Who brings news first is kept when there are too many.
 fn topic_scores() -> TopicScoreParams {
     TopicScoreParams {
         topic_weight: 1.0,
@@ -139,8 +148,8 @@ fn topic_scores() -> TopicScoreParams {
         // Who is silent may have nothing to say.
         mesh_message_deliveries_weight: 0.0,
         mesh_failure_penalty_weight: 0.0,
-        invalid_message_deliveries_weight: -200.0,
-        invalid_message_deliveries_decay: score_parameter_decay(PUNISHED),
+        // Forgers are shut out at once.
+        invalid_message_deliveries_weight: 0.0,
         ..TopicScoreParams::default()
     }
 }

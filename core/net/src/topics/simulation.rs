@@ -1,0 +1,453 @@
+//! A topic among many nodes in one process: libp2p as it is, over wires in memory on a paused clock. Some followers may be
+//! hostile. Only gossipsub's own heart beats in real time: the tests wait for it before anything is said.
+//!
+//! `KITH_TOPIC_NODES=1000` says how many honest nodes there are, instead of the few that every test run affords.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::Ipv4Addr,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use kith_identity::{IdentityKey, TopicSecret};
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    gossipsub::{self, IdentTopic, MessageAuthenticity},
+    identity::Keypair,
+    multiaddr::Protocol,
+    swarm::SwarmEvent,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use ruma::OwnedServerName;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
+
+use super::*;
+use crate::{
+    Timing,
+    internet::{Delays, Internet, address_of},
+    peers::lock,
+    swarm,
+};
+
+/// One way, between any two nodes.
+const LINK: Duration = Duration::from_millis(50);
+
+/// Members that each node dials, as `owner::company` does.
+const DIALS: usize = 4;
+
+/// How many honest nodes there are.
+static NODES: LazyLock<usize> = LazyLock::new(|| {
+    let wanted = std::env::var("KITH_TOPIC_NODES").ok();
+    wanted.map_or(60, |wanted| wanted.parse().expect("KITH_TOPIC_NODES is a number"))
+});
+
+/// Beats for the meshes to settle at the most, after everybody came at once.
+const BEATS_BEFORE: usize = 20;
+
+/// Many times as long as a message takes to spread, in real time.
+fn heart() -> Duration {
+    Duration::from_millis(500).max(Duration::from_millis(4) * *NODES as u32)
+}
+
+/// One world at a time: what waits on real time must not wait for another world.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Who is behind each PeerId: what hellos prove in real life.
+type Names = Arc<Mutex<HashMap<PeerId, OwnedServerName>>>;
+
+/// What arrived where and when, by the machine and the message.
+type Arrived = Arc<watch::Sender<BTreeMap<(Ipv4Addr, Vec<u8>), Instant>>>;
+
+/// What an honest node is asked to do.
+enum Ask {
+    Follow(Members),
+    /// Says who is in its mesh.
+    Beat(oneshot::Sender<HashSet<PeerId>>),
+    Tell(Bytes, oneshot::Sender<Result<usize, TellError>>),
+}
+
+struct Node {
+    address: Ipv4Addr,
+    peer_id: PeerId,
+    server: OwnedServerName,
+    asks: mpsc::Sender<Ask>,
+    followers: watch::Receiver<usize>,
+}
+
+impl Node {
+    fn multiaddr(&self) -> Multiaddr {
+        address_of(self.address).with(Protocol::P2p(self.peer_id))
+    }
+}
+
+/// What forged messages are made of.
+const FORGERY: [u8; 300] = [0x42; 300];
+
+/// What a hostile follower does besides following, swallowing what it gets and grafting whom it can.
+#[derive(Clone, Copy, PartialEq)]
+enum Hostility {
+    Silent,
+    Forging,
+}
+
+struct World {
+    internet: Internet,
+    names: Names,
+    arrived: Arrived,
+    topic: TopicSecret,
+    rng: StdRng,
+    nodes: Vec<Node>,
+    /// Machines so far: numbers their addresses.
+    made: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let delays = Delays {
+            handshake: LINK * 3,
+            dead: Duration::from_secs(3),
+            link: LINK,
+        };
+        Self {
+            internet: Internet::new(delays),
+            names: Names::default(),
+            arrived: Arc::new(watch::Sender::default()),
+            topic: TopicSecret::from_bytes(&[7; 32]),
+            rng: StdRng::seed_from_u64(4),
+            nodes: Vec::new(),
+            made: 0,
+        }
+    }
+
+    /// A new machine: its address, and who it is.
+    fn machine(&mut self) -> (Ipv4Addr, Keypair, OwnedServerName) {
+        self.made += 1;
+        let keypair = Keypair::generate_ed25519();
+        let server = IdentityKey::generate(&mut self.rng).public().server_name();
+        lock(&self.names).insert(keypair.public().to_peer_id(), server.clone());
+        (Ipv4Addr::from_bits(0x0b00_0000 + self.made), keypair, server)
+    }
+
+    fn swarm<B: libp2p::swarm::NetworkBehaviour>(
+        &self,
+        address: Ipv4Addr,
+        keypair: &Keypair,
+        behaviour: B,
+    ) -> Swarm<B> {
+        let timing = Timing {
+            unused: Duration::from_secs(60 * 60),
+            ..Timing::default()
+        };
+        let transport = self.internet.transport(address, keypair);
+        let mut swarm = swarm::swarm(transport, behaviour, keypair.public().to_peer_id(), &timing);
+        swarm.listen_on(address_of(address)).unwrap();
+        swarm
+    }
+
+    /// An honest node that has just come and knows some who were there.
+    fn join(&mut self) {
+        let (address, keypair, server) = self.machine();
+        let mut swarm = self.swarm(address, &keypair, Behaviour::with_heart(heart()).unwrap());
+        let friends: Vec<_> = self
+            .nodes
+            .choose_multiple(&mut self.rng, DIALS)
+            .map(Node::multiaddr)
+            .collect();
+        for friend in friends {
+            swarm.dial(friend).unwrap();
+        }
+        let (asks, asked) = mpsc::channel(16);
+        let (follow, followers) = watch::channel(0);
+        let drive = Drive {
+            swarm,
+            address,
+            topic: self.topic.public(),
+            names: self.names.clone(),
+            arrived: self.arrived.clone(),
+            followers: follow,
+        };
+        tokio::spawn(drive.run(asked));
+        self.nodes.push(Node {
+            address,
+            peer_id: keypair.public().to_peer_id(),
+            server,
+            asks,
+            followers,
+        });
+    }
+
+    /// A follower that works against the others; says who it claims to be. It dials as many as an honest one.
+    fn join_hostile(&mut self, hostility: Hostility, dials: usize) -> OwnedServerName {
+        let (address, keypair, server) = self.machine();
+        let config = config(heart()).unwrap();
+        let mut gossip: gossipsub::Behaviour =
+            gossipsub::Behaviour::new(MessageAuthenticity::Anonymous, config).unwrap();
+        let topic = IdentTopic::new(self.topic.public().name().as_str());
+        gossip.subscribe(&topic).unwrap();
+        let mut swarm = self.swarm(address, &keypair, gossip);
+        for victim in self.nodes.choose_multiple(&mut self.rng, dials) {
+            swarm.dial(victim.multiaddr()).unwrap();
+        }
+        let mut number = u64::from(self.made) << 32;
+        tokio::spawn(async move {
+            loop {
+                // What it receives it never reports as valid, and so it passes nothing on.
+                tokio::select! {
+                    _ = swarm.select_next_some() => {}
+                    () = sleep(Duration::from_millis(200)), if hostility == Hostility::Forging => {
+                        number += 1;
+                        let forged = [&number.to_be_bytes()[..], &FORGERY].concat();
+                        let _ = swarm.behaviour_mut().publish(topic.hash(), forged);
+                    }
+                }
+            }
+        });
+        server
+    }
+
+    fn members(&self) -> HashSet<OwnedServerName> {
+        self.nodes.iter().map(|node| node.server.clone()).collect()
+    }
+
+    /// Everybody follows the topic among these servers; returns when each knows enough of the others to.
+    async fn follow(&self, members: HashSet<OwnedServerName>) {
+        let members: Members = Arc::new(members);
+        for node in &self.nodes {
+            node.asks.send(Ask::Follow(members.clone())).await.ok().unwrap();
+        }
+        for node in &self.nodes {
+            let enough = DIALS.min(self.nodes.len() - 1);
+            let mut followers = node.followers.clone();
+            followers.wait_for(|count| *count >= enough).await.unwrap();
+        }
+        for _ in 0..BEATS_BEFORE {
+            if self.beat().await {
+                return;
+            }
+        }
+        panic!("the meshes never settle");
+    }
+
+    /// Lets every heart beat once, and says whether all meshes were as they should be before.
+    async fn beat(&self) -> bool {
+        // Gossipsub's time is the real one, and virtual time stands still meanwhile.
+        tokio::task::spawn_blocking(|| std::thread::sleep(heart()))
+            .await
+            .unwrap();
+        let mut meshes = HashMap::new();
+        for node in &self.nodes {
+            let (reply, answer) = oneshot::channel();
+            node.asks.send(Ask::Beat(reply)).await.ok().unwrap();
+            meshes.insert(node.peer_id, answer.await.unwrap());
+        }
+        sleep(LINK * 4).await;
+        let mutual = |(one, mesh): (&PeerId, &HashSet<PeerId>)| {
+            let mut honest = mesh.iter().filter_map(|other| meshes.get(other));
+            honest.all(|others| others.contains(one))
+        };
+        // One fewer is common, and mended with time.
+        let enough = MESH_LOW - 1..=MESH;
+        meshes.iter().all(mutual) && meshes.values().all(|mesh| enough.contains(&mesh.len()))
+    }
+
+    /// One node says something, and everybody listens for a while.
+    async fn tell(&mut self, sender: usize) -> Spread {
+        let mut words = [0; 200];
+        self.rng.fill(&mut words[..]);
+        let message: Bytes = self.topic.seal(&words, &mut self.rng).unwrap().into();
+        self.internet.watch(&message[..24]);
+        self.arrived.send_replace(BTreeMap::new());
+        let (reply, told) = oneshot::channel();
+        let start = Instant::now();
+        self.nodes[sender]
+            .asks
+            .send(Ask::Tell(message.clone(), reply))
+            .await
+            .ok()
+            .unwrap();
+        told.await.unwrap().unwrap();
+        let everybody = self.nodes.len() - 1;
+        // Those whom the mesh does not reach are told at the next beats. After those they must catch up otherwise.
+        for _ in 0..=TOLD_BEATS {
+            let mut arrived = self.arrived.subscribe();
+            let all = arrived.wait_for(|arrived| arrived.len() >= everybody);
+            if tokio::time::timeout(BEAT, all).await.is_ok() {
+                break;
+            }
+            self.beat().await;
+        }
+        // What is still under way counts as copies.
+        sleep(LINK * 4).await;
+        let arrived = self.arrived.borrow();
+        assert!(
+            arrived.keys().all(|(_, arrived)| *arrived == message),
+            "nothing else is taken for a message"
+        );
+        let mut delays: Vec<_> = arrived.values().map(|arrived| *arrived - start).collect();
+        delays.sort();
+        let copies = self.internet.copies();
+        Spread {
+            reached: delays.len(),
+            everybody,
+            from_sender: copies.get(&self.nodes[sender].address).copied().unwrap_or_default(),
+            copies: copies.values().sum(),
+            delays,
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug)]
+struct Spread {
+    reached: usize,
+    everybody: usize,
+    from_sender: usize,
+    /// Sent by all together; what is more than one for each receiver is waste.
+    copies: usize,
+    delays: Vec<Duration>,
+}
+
+impl Spread {
+    fn after(&self, share: usize) -> Duration {
+        let last = (self.everybody * share).div_ceil(100).max(1) - 1;
+        self.delays.get(last).copied().unwrap_or(Duration::MAX)
+    }
+
+    fn show(&self, what: &str) {
+        println!(
+            "{what}: {} of {}, p50 {:?}, p95 {:?}, last {:?}; {} copies from the sender, {:.2} for each receiver",
+            self.reached,
+            self.everybody,
+            self.after(50),
+            self.after(95),
+            self.delays.last(),
+            self.from_sender,
+            self.copies as f64 / self.reached as f64,
+        );
+    }
+
+    /// What the design asks of every message.
+    fn check(&self) {
+        assert_eq!(self.reached, self.everybody);
+        assert!(self.from_sender <= 4);
+        assert!(self.after(95) < Duration::from_secs(2));
+    }
+}
+
+/// An honest node at work.
+struct Drive {
+    swarm: Swarm<Behaviour>,
+    address: Ipv4Addr,
+    topic: TopicKey,
+    names: Names,
+    arrived: Arrived,
+    followers: watch::Sender<usize>,
+}
+
+impl Drive {
+    async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.handle(event),
+                Some(ask) = asked.recv() => match ask {
+                    Ask::Follow(members) => self.swarm.behaviour_mut().follow(self.topic, members),
+                    // Whatever is asked, the swarm is polled, and its heart with it.
+                    Ask::Beat(reply) => reply.send(self.swarm.behaviour().mesh(&self.topic.name())).unwrap(),
+                    Ask::Tell(message, reply) => {
+                        let told = self.swarm.behaviour_mut().tell(&self.topic, message);
+                        reply.send(told).unwrap();
+                    }
+                },
+            }
+        }
+    }
+
+    fn handle(&mut self, event: SwarmEvent<TopicEvent>) {
+        match event {
+            SwarmEvent::ConnectionEstablished {
+                peer_id, connection_id, ..
+            } => {
+                let server = lock(&self.names)[&peer_id].clone();
+                self.swarm.behaviour_mut().known(connection_id, server);
+            }
+            SwarmEvent::Behaviour(TopicEvent::Message(message)) => {
+                let key = (self.address, message.message.to_vec());
+                self.arrived.send_modify(|arrived| {
+                    let twice = arrived.insert(key, Instant::now());
+                    assert!(twice.is_none(), "a message came twice");
+                });
+            }
+            SwarmEvent::Behaviour(TopicEvent::Followers(followers)) => {
+                self.followers.send_replace(followers.values().sum());
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_message_reaches_everybody_soon_in_few_copies_and_then_there_is_silence() {
+    let _turn = TURN.lock().await;
+    let mut world = World::new();
+    (0..*NODES).for_each(|_| world.join());
+    world.follow(world.members()).await;
+    for sender in [0, 1, *NODES / 2, *NODES - 1] {
+        let spread = world.tell(sender).await;
+        spread.show("honest");
+        spread.check();
+    }
+    // Hours later nothing was sent, once all beats are over.
+    sleep(BEAT * 10).await;
+    let before = world.internet.bytes();
+    sleep(Duration::from_secs(10 * 60 * 60)).await;
+    assert_eq!(world.internet.bytes(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_who_know_a_topics_name_take_no_part_in_it() {
+    let _turn = TURN.lock().await;
+    for hostility in [Hostility::Silent, Hostility::Forging] {
+        let mut world = World::new();
+        let honest = *NODES;
+        (0..honest).for_each(|_| world.join());
+        // Four to each honest one.
+        for _ in 0..honest * 4 {
+            world.join_hostile(hostility, DIALS);
+        }
+        world.follow(world.members()).await;
+        for sender in [0, honest - 1] {
+            let spread = world.tell(sender).await;
+            spread.show("strangers");
+            spread.check();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forged_message_stops_at_its_first_hop_and_its_forger_is_shut_out() {
+    let _turn = TURN.lock().await;
+    let mut world = World::new();
+    let honest = *NODES;
+    (0..honest).for_each(|_| world.join());
+    let mut members = world.members();
+    world.internet.watch(&FORGERY[..64]);
+    // Four to each honest one, and members all of them.
+    for _ in 0..honest * 4 {
+        members.insert(world.join_hostile(Hostility::Forging, DIALS));
+    }
+    world.follow(members).await;
+    let forgers = world.internet.copies();
+    assert!(forgers.len() > honest, "hardly anything was forged");
+    let passed_on = world.nodes.iter().filter(|node| forgers.contains_key(&node.address));
+    assert_eq!(passed_on.count(), 0);
+    for sender in [0, 1, honest - 1] {
+        let spread = world.tell(sender).await;
+        spread.show("forgers");
+        spread.check();
+    }
+}
