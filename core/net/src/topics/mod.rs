@@ -28,7 +28,7 @@ pub(crate) use self::handler::Handler;
 /// message leave its sender, and one less everybody else. Who has as many as may be lets one go at the next beat: there is
 /// always room somewhere for those who come.
 const MESH: usize = 4;
-const MESH_LOW: usize = 3;
+const MESH_LOW: usize = 2;
 const MESH_HIGH: usize = 5;
 
 /// Members that are told which messages there are, at each beat, besides those that get them.
