@@ -110,10 +110,13 @@ async fn simulate(plan: Plan) -> Outcome {
     // Repetitions and answers that are still under way, and restarts.
     sleep_until(until + Duration::from_secs(900)).await;
     trouble::heal(&world).await;
+    let mut people = Vec::new();
     for person in living {
         // One that panicked is reported with the other panics.
-        let _ = person.await;
+        people.extend(person.await);
     }
+    quiet(&world).await;
+    workload::dispute(&world, &people).await;
     quiet(&world).await;
     end.send_replace(true);
     let mut observers = Vec::new();

@@ -22,6 +22,9 @@ const MAX_ROOMS: usize = 4;
 const MAX_WITH_UPGRADES: usize = 6;
 /// How often a client repeats a message that was not acknowledged.
 const ATTEMPTS: usize = 8;
+/// Out of a hundred acts of somebody who has banned someone, so many take that back: bans are rare, and each is to be taken back
+/// in some part of the world while another does not know of it.
+const FORGIVENESS: u32 = 40;
 
 /// What people do, by the name under which it is counted and the part of a request's path that tells it.
 const ACTS: [(&str, &str); 13] = [
@@ -158,6 +161,28 @@ pub(crate) async fn settle(world: &Arc<World>, seed: u64) -> Vec<Person> {
     people
 }
 
+/// Parts a quiet world in two, and has somebody on either side name the main room, so that every run ends with a conflict that
+/// nothing but the resolution of states settles.
+pub(crate) async fn dispute(world: &World, people: &[Person]) {
+    let Some(room) = world.society.rooms().into_iter().find(|room| room.main) else {
+        return;
+    };
+    let (even, odd): (Vec<&Person>, Vec<&Person>) = people.iter().partition(|person| person.number % 2 == 0);
+    let across = even.iter().flat_map(|a| odd.iter().map(|b| (a.number, b.number)));
+    world.wires.part(across);
+    for side in [even, odd] {
+        for person in side {
+            let topic = json!({"topic": format!("the last word of {}", person.number)});
+            let named = person.in_room(&room, Method::PUT, "state/m.room.topic", topic).await;
+            if matches!(named, Answer::Done(_)) {
+                break;
+            }
+        }
+    }
+    world.wires.part([]);
+    world.wires.reconnect();
+}
+
 impl Person {
     /// Does this and that until a time.
     pub(crate) async fn live(mut self, until: Instant) -> Self {
@@ -176,6 +201,9 @@ impl Person {
         let known: Vec<&Known> = rooms.iter().filter(|room| joined.contains(&room.id)).collect();
         let away: Vec<&Known> = rooms.iter().filter(|room| !joined.contains(&room.id)).collect();
         let here = self.dice.choose(&known).copied();
+        if !self.banned.is_empty() && self.dice.percent(FORGIVENESS) {
+            return self.unban().await;
+        }
         match (self.dice.between(0, 99), here) {
             (0..=3, _) if rooms.len() < MAX_ROOMS => self.create(false).await,
             (0..=14, _) if !away.is_empty() => {
@@ -188,8 +216,7 @@ impl Person {
             }
             (19..=25, Some(room)) => self.on_someone(room, "invite").await,
             (26..=27, Some(room)) => self.on_someone(room, "kick").await,
-            (28..=29, Some(room)) => self.on_someone(room, "ban").await,
-            (30, _) => self.unban().await,
+            (28..=30, Some(room)) => self.on_someone(room, "ban").await,
             (31..=34, Some(room)) => self.appoint(room).await,
             (35..=40, Some(room)) => {
                 let topic = json!({"topic": format!("{} by {}", self.dice.between(0, 9_999), self.number)});
@@ -242,9 +269,9 @@ impl Person {
         let open = main || self.dice.percent(50);
         let preset = if open { "public_chat" } else { "private_chat" };
         let rule = match self.society.rooms().first() {
-            Some(room) if !open => match self.dice.between(0, 3) {
-                0 | 1 => Some(json!({"join_rule": "knock"})),
-                2 => Some(
+            Some(room) if !open => match self.dice.between(0, 4) {
+                0..=2 => Some(json!({"join_rule": "knock"})),
+                3 => Some(
                     json!({"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": room.id}]}),
                 ),
                 _ => None,
@@ -259,7 +286,12 @@ impl Person {
         let mut users = self.society.users();
         self.dice.shuffle(&mut users);
         users.retain(|user| *user != self.client.user);
-        users.truncate(if main { 0 } else { 3 });
+        // Where people are to knock, few are invited.
+        users.truncate(match (main, knocks) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => 3,
+        });
         let body = json!({"preset": preset, "room_version": version, "invite": users, "initial_state": initial});
         let answer = self
             .ask(Method::POST, "/_matrix/client/v3/createRoom", Some(&body))
@@ -298,7 +330,7 @@ impl Person {
     /// Joins a room, and tries again a few times if there is no answer. If there never is one, its node finishes what was
     /// begun, or takes it back.
     async fn enter(&self, room: &Known) {
-        if room.knocks && self.dice.percent(70) {
+        if room.knocks && self.dice.percent(85) {
             let path = format!("/_matrix/client/v3/knock/{}?via={}", escape(&room.id), room.via);
             self.ask(Method::POST, &path, Some(&json!({}))).await;
             return;
