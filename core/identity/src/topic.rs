@@ -211,12 +211,15 @@ impl TopicKey {
     }
 }
 
-/// What a topic is called: 32 characters of z-base-32, the first 20 bytes of a hash of its key. It tells nothing of the room.
+/// What a topic is called: [`TopicName::LENGTH`] characters of z-base-32, the first 20 bytes of a hash of its key. It tells nothing of the room.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TopicName(String);
 
 impl TopicName {
+    /// Characters of every name.
+    pub const LENGTH: usize = NAME / 5 * 8;
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -373,7 +376,7 @@ mod tests {
         assert!(!other.public().verify(&message));
         assert!(other.open(&message).is_err());
         assert_ne!(one.public().name(), other.public().name());
-        assert_eq!(one.public().name().as_str().len(), 32);
+        assert_eq!(one.public().name().as_str().len(), TopicName::LENGTH);
         assert_eq!(TopicKey::from_bytes(one.public().as_bytes()).unwrap(), one.public());
         let keys = [one.as_bytes(), one.signing.as_bytes(), &*one.content_key];
         assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);

@@ -20,26 +20,24 @@ use libp2p::{
         MessageAcceptance, MessageAuthenticity, MessageId, PublishError, TopicHash,
     },
     swarm::{
-        ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
-        THandlerInEvent, THandlerOutEvent, ToSwarm,
-        behaviour::{ConnectionClosed, ConnectionEstablished},
+        ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+        THandlerOutEvent, ToSwarm,
     },
 };
 use ruma::OwnedServerName;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    BACKOFF_BEATS, BEAT, Handler, KEPT_BEATS, MESH, MESH_LOW, PUNISHED, TellError, TopicMessage, config,
+    BACKOFF_BEATS, BEAT, Handler, KEPT_BEATS, MESH, MESH_LOW, TellError, TopicMessage,
+    allowance::Allowance,
+    config,
     handler::{Gossip, News, Order},
     scores, topic_scores,
 };
 use crate::BoxError;
 
 /// Topics that this node follows, and that it believes one peer to follow.
-const MAX_TOPICS: usize = 2048;
-
-/// Servers that are remembered for forgeries.
-const MAX_SHUNNED: usize = 1024;
+pub(super) const MAX_TOPICS: usize = 2048;
 
 /// Beats after something happened: until nobody can ask for a message any more.
 const BEATS: usize = KEPT_BEATS + 1;
@@ -47,9 +45,10 @@ const BEATS: usize = KEPT_BEATS + 1;
 /// Beats after that, while a topic's mesh is thin: until those who turned this node away may be asked again.
 const MENDING_BEATS: usize = BEATS + 2 * BACKOFF_BEATS as usize;
 
-type Router = gossipsub::Behaviour<IdentityTransform, MaxCountSubscriptionFilter<AllowAllSubscriptionFilter>>;
+pub(super) type Router =
+    gossipsub::Behaviour<IdentityTransform, MaxCountSubscriptionFilter<AllowAllSubscriptionFilter>>;
 type RouterEvent = ToSwarm<gossipsub::Event, THandlerInEvent<Router>>;
-type Event = ToSwarm<TopicEvent, Order>;
+pub(super) type Event = ToSwarm<TopicEvent, Order>;
 
 /// The servers that may take part in a topic.
 pub(crate) type Members = Arc<HashSet<OwnedServerName>>;
@@ -67,43 +66,44 @@ pub(crate) enum TopicEvent {
 }
 
 /// A topic that this node follows.
-struct Followed {
+pub(super) struct Followed {
     key: TopicKey,
-    members: Members,
+    pub(super) members: Members,
+    allowance: Allowance,
 }
 
 /// A connection.
-struct Link {
-    peer_id: PeerId,
-    endpoint: ConnectedPoint,
+pub(super) struct Link {
+    pub(super) peer_id: PeerId,
+    pub(super) endpoint: ConnectedPoint,
     /// Gossipsub knows it.
-    admitted: bool,
+    pub(super) admitted: bool,
 }
 
 /// A peer that said who it is.
-struct Follower {
-    server: OwnedServerName,
+pub(super) struct Follower {
+    pub(super) server: OwnedServerName,
     /// Connections that gossipsub knows.
-    admitted: usize,
+    pub(super) admitted: usize,
     /// What it said last of topics in which it has no part, or we have none, as far as is known yet.
-    said: HashMap<TopicHash, News>,
+    pub(super) said: HashMap<TopicHash, News>,
 }
 
 /// See the module.
 pub(crate) struct Behaviour {
-    router: Router,
+    pub(super) router: Router,
     /// How gossipsub accepts streams.
     protocol: <Gossip as ConnectionHandler>::InboundProtocol,
-    followed: HashMap<TopicHash, Followed>,
-    links: HashMap<ConnectionId, Link>,
+    pub(super) followed: HashMap<TopicHash, Followed>,
+    pub(super) links: HashMap<ConnectionId, Link>,
     /// Servers that passed on what no member made, and until when that is remembered.
-    shunned: HashMap<OwnedServerName, Instant>,
-    followers: HashMap<PeerId, Follower>,
-    events: VecDeque<Event>,
+    pub(super) shunned: HashMap<OwnedServerName, Instant>,
+    pub(super) followers: HashMap<PeerId, Follower>,
+    pub(super) events: VecDeque<Event>,
     /// What gossipsub said out of turn.
     early: VecDeque<RouterEvent>,
     /// Followers came or went, which was not told yet.
-    changed: bool,
+    pub(super) changed: bool,
     /// Beats to come.
     beats: usize,
     next_beat: Pin<Box<Sleep>>,
@@ -167,7 +167,13 @@ impl Behaviour {
             tracing::warn!("too many topics: one is not followed");
             return;
         }
-        self.followed.insert(hash.clone(), Followed { key, members });
+        let allowance = Allowance::new(Instant::now());
+        let followed = self.followed.entry(hash.clone()).or_insert_with(|| Followed {
+            key,
+            members: Members::default(),
+            allowance,
+        });
+        followed.members = members;
         // Both fail only without scores, and when the filter refuses.
         let _ = self
             .router
@@ -220,156 +226,12 @@ impl Behaviour {
         }
     }
 
-    /// The peer at the other end of a connection proved to be this server.
-    pub(crate) fn known(&mut self, id: ConnectionId, server: OwnedServerName) {
-        let Some(link) = self.links.get(&id) else { return };
-        self.followers.entry(link.peer_id).or_insert_with(|| Follower {
-            server,
-            admitted: 0,
-            said: HashMap::new(),
-        });
-        self.admit(id);
-    }
-
-    /// Lets a member of any topic take part.
-    fn admit(&mut self, id: ConnectionId) {
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.admitted) else {
-            return;
-        };
-        let Some(follower) = self.followers.get_mut(&link.peer_id) else {
-            return;
-        };
-        if self
-            .shunned
-            .get(&follower.server)
-            .is_some_and(|until| *until > Instant::now())
-        {
-            return;
-        }
-        let mut topics = self.followed.values();
-        if !topics.any(|topic| topic.members.contains(&follower.server)) {
-            return;
-        }
-        // Whoever dialled: connections are all alike to gossipsub then, and the mesh keeps to its size.
-        let (peer_id, nowhere) = (link.peer_id, Multiaddr::empty());
-        let handler = self
-            .router
-            .handle_established_inbound_connection(id, peer_id, &nowhere, &nowhere);
-        let Ok(handler) = handler else { return };
-        link.admitted = true;
-        self.router
-            .on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
-                peer_id,
-                connection_id: id,
-                endpoint: &link.endpoint,
-                failed_addresses: &[],
-                other_established: follower.admitted,
-            }));
-        follower.admitted += 1;
-        self.events.push_back(ToSwarm::NotifyHandler {
-            peer_id,
-            handler: NotifyHandler::One(id),
-            event: Order::Start(Box::new(handler)),
-        });
-        self.stir();
-    }
-
-    /// Shuts a peer out, whichever node of its server it is and whatever PeerId it comes back with.
-    fn shun(&mut self, peer_id: PeerId) {
-        let Some(follower) = self.followers.get_mut(&peer_id) else {
-            return;
-        };
-        let now = Instant::now();
-        if self.shunned.len() >= MAX_SHUNNED {
-            self.shunned.retain(|_, until| *until > now);
-        }
-        if self.shunned.len() < MAX_SHUNNED {
-            self.shunned.insert(follower.server.clone(), now + PUNISHED);
-        }
-        for (id, link) in &mut self.links {
-            if link.peer_id != peer_id || !link.admitted {
-                continue;
-            }
-            link.admitted = false;
-            follower.admitted -= 1;
-            self.router
-                .on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
-                    peer_id,
-                    connection_id: *id,
-                    endpoint: &link.endpoint,
-                    cause: None,
-                    remaining_established: follower.admitted,
-                }));
-            self.events.push_back(ToSwarm::NotifyHandler {
-                peer_id,
-                handler: NotifyHandler::One(*id),
-                event: Order::Stop,
-            });
-        }
-        self.changed = true;
-    }
-
-    /// Whether what a server says of a topic counts.
-    fn takes_part(&self, server: &OwnedServerName, topic: &TopicHash) -> bool {
-        let followed = self.followed.get(topic);
-        followed.is_some_and(|followed| followed.members.contains(server))
-    }
-
-    /// Members said that they follow a topic before it was known that they are.
-    fn listen_again(&mut self, topic: &TopicHash) {
-        let Some(followed) = self.followed.get(topic) else {
-            return;
-        };
-        for (peer_id, follower) in &mut self.followers {
-            if follower.admitted > 0
-                && followed.members.contains(&follower.server)
-                && let Some(said) = follower.said.remove(topic)
-            {
-                // Gossipsub does not care which connection it was.
-                self.router
-                    .on_connection_handler_event(*peer_id, ConnectionId::new_unchecked(0), said);
-            }
-        }
-    }
-
-    /// Keeps what a peer says of topics in which it has no part for later, and gives the rest of its news.
-    fn sort(&mut self, peer_id: PeerId, news: News) -> Option<News> {
-        let News::Message {
-            mut rpc,
-            invalid_messages,
-        } = news
-        else {
-            return Some(news);
-        };
-        let server = self.followers.get(&peer_id)?.server.clone();
-        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut rpc.subscriptions)
-            .into_iter()
-            .partition(|subscription| self.takes_part(&server, &subscription.topic_hash));
-        let follower = self.followers.get_mut(&peer_id)?;
-        for subscription in later {
-            let topic = subscription.topic_hash.clone();
-            if follower.said.len() >= MAX_TOPICS && !follower.said.contains_key(&topic) {
-                continue;
-            }
-            let mut said = rpc.clone();
-            (said.messages, said.control_msgs) = (Vec::new(), Vec::new());
-            said.subscriptions = vec![subscription];
-            let said = News::Message {
-                rpc: said,
-                invalid_messages: Vec::new(),
-            };
-            follower.said.insert(topic, said);
-        }
-        rpc.subscriptions = now;
-        Some(News::Message { rpc, invalid_messages })
-    }
-
     /// A message came in for the first time. It is passed on if the topic's key signed it.
     fn handle_message(&mut self, hop: PeerId, id: &MessageId, message: Message) -> Option<TopicMessage> {
         let judged = |behaviour: &mut Self, acceptance| {
             behaviour.router.report_message_validation_result(id, &hop, acceptance);
         };
-        let (Some(followed), Some(follower)) = (self.followed.get(&message.topic), self.followers.get(&hop)) else {
+        let (Some(followed), Some(follower)) = (self.followed.get_mut(&message.topic), self.followers.get(&hop)) else {
             judged(self, MessageAcceptance::Ignore);
             return None;
         };
@@ -377,6 +239,11 @@ impl Behaviour {
             tracing::info!(server = %follower.server, "a forged message was passed on");
             judged(self, MessageAcceptance::Reject);
             self.shun(hop);
+            return None;
+        }
+        if !followed.allowance.take(message.data.len(), Instant::now()) {
+            tracing::debug!(server = %follower.server, "too much is said on a topic");
+            judged(self, MessageAcceptance::Ignore);
             return None;
         }
         let message = TopicMessage {
@@ -412,7 +279,7 @@ impl Behaviour {
     }
 
     /// Something happened: time passes for a while.
-    fn stir(&mut self) {
+    pub(super) fn stir(&mut self) {
         if !self.is_beating() {
             self.next_beat.as_mut().reset(Instant::now() + BEAT);
         }
@@ -441,31 +308,6 @@ impl Behaviour {
         };
         let mut topics = self.followed.keys();
         topics.any(|topic| self.router.mesh_peers(topic).count() < followers(topic))
-    }
-
-    fn handle_closed(&mut self, closed: ConnectionClosed<'_>) {
-        let Some(link) = self.links.remove(&closed.connection_id) else {
-            return;
-        };
-        let Some(follower) = self.followers.get_mut(&link.peer_id) else {
-            return;
-        };
-        if link.admitted {
-            follower.admitted -= 1;
-            let remaining_established = follower.admitted;
-            self.router
-                .on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
-                    remaining_established,
-                    ..closed
-                }));
-        }
-        if closed.remaining_established == 0 {
-            self.followers.remove(&link.peer_id);
-        }
-        if link.admitted {
-            self.changed = true;
-            self.stir();
-        }
     }
 }
 

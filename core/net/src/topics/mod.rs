@@ -5,6 +5,8 @@
 //! in it ([`Behaviour`]); a connection carries no gossip before ([`Handler`]); and time passes only while there is something to
 //! pass on, so that an idle topic costs nothing.
 
+mod admission;
+mod allowance;
 mod behaviour;
 mod handler;
 #[cfg(test)]
@@ -41,6 +43,9 @@ const BEAT: Duration = Duration::from_secs(2);
 const KEPT_BEATS: usize = 5;
 const TOLD_BEATS: usize = 2;
 
+/// Beats after which one more member is tried, if half of the mesh has brought no news lately.
+const RENEWAL_BEATS: u64 = 30;
+
 /// Beats until who was turned away may ask again.
 const BACKOFF_BEATS: u32 = 5;
 
@@ -49,6 +54,9 @@ const REMEMBERED: Duration = Duration::from_secs(2 * 60);
 
 /// Messages that wait for one peer.
 const SEND_QUEUE: usize = 512;
+
+/// A message that could not be given to a peer for this long is not given to it.
+const STALE: Duration = Duration::from_secs(10);
 
 /// Bytes of a message's id.
 const ID: usize = 20;
@@ -108,9 +116,14 @@ fn config(heart: Duration) -> Result<Config, ConfigBuilderError> {
         .flood_publish(false)
         .gossip_lazy(LAZY)
         .gossip_factor(0.0)
+        .retain_scores(MESH / 2)
+        .opportunistic_graft_ticks(RENEWAL_BEATS)
+        .opportunistic_graft_peers(1)
         .history_length(KEPT_BEATS)
         .history_gossip(TOLD_BEATS)
         .duplicate_cache_time(REMEMBERED)
+        .publish_queue_duration(STALE)
+        .forward_queue_duration(STALE)
         .prune_backoff(heart * BACKOFF_BEATS)
         .unsubscribe_backoff(heart * BACKOFF_BEATS)
         .connection_handler_queue_len(SEND_QUEUE)
@@ -134,7 +147,11 @@ fn scores() -> (PeerScoreParams, PeerScoreThresholds) {
         retain_score: PUNISHED,
         ..PeerScoreParams::default()
     };
-    (params, PeerScoreThresholds::default())
+    let thresholds = PeerScoreThresholds {
+        opportunistic_graft_threshold: 0.5,
+        ..PeerScoreThresholds::default()
+    };
+    (params, thresholds)
 }
 
 /// Who brings news first is kept when there are too many.

@@ -26,7 +26,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::*;
+use super::{
+    allowance::{BURST, EACH_SECOND},
+    *,
+};
 use crate::{
     Timing,
     internet::{Delays, Internet, address_of},
@@ -454,5 +457,34 @@ async fn a_forged_message_stops_at_its_first_hop_and_its_forger_is_shut_out() {
         let spread = world.tell(sender).await;
         spread.show("forgers");
         spread.check();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_who_floods_a_topic_is_passed_on_only_so_far() {
+    let _turn = TURN.lock().await;
+    let mut world = World::new();
+    (0..12).for_each(|_| world.join());
+    world.follow(world.members()).await;
+    let start = Instant::now();
+    // Far more than is allowed, and it does not compress.
+    let mut words = vec![0; TopicSecret::MAX_CONTENT];
+    let floods = 2 * BURST / words.len();
+    for _ in 0..floods {
+        world.rng.fill(&mut words[..]);
+        let message: Bytes = world.topic.seal(&words, &mut world.rng).unwrap().into();
+        let (reply, told) = oneshot::channel();
+        world.nodes[0].asks.send(Ask::Tell(message, reply)).await.ok().unwrap();
+        told.await.unwrap().unwrap();
+    }
+    // Long enough for all of it to get through, by what the wires carry.
+    sleep(Duration::from_secs(20)).await;
+    let allowed = BURST + EACH_SECOND * start.elapsed().as_secs() as usize;
+    assert!(allowed < floods * words.len());
+    let arrived = world.arrived.borrow();
+    for node in &world.nodes[1..] {
+        let bytes = arrived.keys().filter(|(at, _)| *at == node.address);
+        let bytes: usize = bytes.map(|(_, message)| message.len()).sum();
+        assert!(bytes > BURST / 2 && bytes <= allowed, "{bytes}");
     }
 }

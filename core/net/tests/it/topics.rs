@@ -1,13 +1,14 @@
 //! Topics among whole networks.
 
 use bytes::Bytes;
+use futures::future::join_all;
 use kith_identity::{TopicKey, TopicSecret};
 use kith_net::{TellError, TopicMessage};
 use rand::rngs::OsRng;
 use ruma::OwnedServerName;
 use tokio::sync::broadcast;
 
-use crate::node::{Node, Setup, soon};
+use crate::node::{Node, Setup, connections, soon};
 
 fn seal(topic: &TopicSecret, content: &str) -> Bytes {
     topic.seal(content.as_bytes(), &mut OsRng).unwrap().into()
@@ -77,4 +78,78 @@ async fn what_goes_to_nobody_says_why() {
     check(seal(&topic, "late"), TellError::NotFollowed).await;
     alice.net.shutdown().await;
     check(seal(&topic, "too late"), TellError::ShuttingDown).await;
+}
+
+/// Nodes that follow a topic among all of them, and know where everybody is.
+async fn room(count: usize, topic: &TopicSecret) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for _ in 0..count {
+        nodes.push(Setup::new().start().await);
+    }
+    for node in &nodes {
+        for other in &nodes {
+            node.learn(other).await;
+        }
+    }
+    let members = names(&nodes.iter().collect::<Vec<_>>());
+    for node in &nodes {
+        node.net.follow(topic.public(), members.clone()).await;
+    }
+    nodes
+}
+
+/// Waits until at least so many connected nodes are known to follow the topic.
+async fn company(node: &Node, topic: &TopicSecret, least: usize) {
+    let name = topic.public().name();
+    let mut followers = node.net.followers();
+    let enough = followers.wait_for(|topics| topics.get(&name).is_some_and(|count| *count >= least));
+    soon(enough).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_few_members_are_kept_connected_and_replaced_when_they_go() {
+    let topic = TopicSecret::generate(&mut OsRng);
+    let mut nodes = room(12, &topic).await;
+    for node in &nodes {
+        company(node, &topic, 4).await;
+    }
+    // Whom it dialled, and not all who are there.
+    let dialled = |node: &Node| {
+        let peers = node.net.peers();
+        let ours = peers
+            .iter()
+            .filter(|peer| peer.connections.iter().any(|connection| connection.dialled));
+        ours.count()
+    };
+    assert!(nodes.iter().all(|node| dialled(node) <= 4));
+
+    let mut arrivals: Vec<_> = nodes.iter().map(|node| node.net.topic_messages()).collect();
+    nodes[0].net.tell(&topic.public(), seal(&topic, "first")).await.unwrap();
+    for messages in &mut arrivals[1..] {
+        assert_eq!(topic.open(&next(messages).await.message).unwrap(), b"first");
+    }
+    // Eight of twelve go: the four who stay find each other.
+    let gone = nodes.split_off(4);
+    join_all(gone.iter().map(|node| node.net.shutdown())).await;
+    for node in &nodes {
+        company(node, &topic, 1).await;
+    }
+    for node in &nodes {
+        connections(node, |peers| peers.len() == 3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_rests_dials_nobody_for_its_topics_until_it_wakes() {
+    let topic = TopicSecret::generate(&mut OsRng);
+    let nodes = room(2, &topic).await;
+    company(&nodes[0], &topic, 1).await;
+    nodes[0].net.doze().await;
+    connections(&nodes[0], <[_]>::is_empty).await;
+    let mut followers = nodes[0].net.followers();
+    soon(followers.wait_for(|topics| topics[&topic.public().name()] == 0))
+        .await
+        .unwrap();
+    nodes[0].net.wake().await;
+    company(&nodes[0], &topic, 1).await;
 }
