@@ -13,7 +13,7 @@ use libp2p::{
     swarm::{SwarmEvent, dial_opts::DialOpts},
 };
 
-use super::PROTOCOL;
+use super::settings;
 use crate::{
     PeerAddresses, StartError, Timing,
     address::{is_dialable, is_relayed, split_peer_id, ways_to_relay},
@@ -57,18 +57,12 @@ impl Errand {
         // Whoever begins in the wide world is not sent around in the local network by those it meets.
         let mut addresses = servers.iter().flat_map(|server| &server.addresses);
         let global = !addresses.any(crate::address::is_lan);
-        let mut settings = kad::Config::new(PROTOCOL);
+        let mut settings = settings();
         settings
             .set_parallelism(PATHS)
             .disjoint_query_paths(true)
             .set_query_timeout(QUERY)
             .set_substreams_timeout(ANSWER)
-            .set_record_ttl(None)
-            .set_replication_interval(None)
-            .set_publication_interval(None)
-            .set_provider_publication_interval(None)
-            .set_caching(kad::Caching::Disabled)
-            .set_kbucket_inserts(kad::BucketInserts::Manual)
             .set_periodic_bootstrap_interval(None);
         let mut kad = kad::Behaviour::with_config(peer_id, MemoryStore::new(peer_id), settings);
         kad.set_mode(Some(kad::Mode::Client));

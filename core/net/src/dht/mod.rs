@@ -19,7 +19,7 @@ use std::{
 };
 
 use kith_identity::{RecordError, SealedRecord};
-use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, kad};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
 use tokio::{
     sync::Semaphore,
@@ -42,6 +42,21 @@ use crate::{
 
 /// What its servers speak.
 pub(crate) const PROTOCOL: StreamProtocol = StreamProtocol::new("/kith/kad/1");
+
+/// What servers and errands have in common: publishers publish again, and records say under signature how long they are
+/// kept. Storers that published for others would keep a record alive that its publisher let end, and libp2p's job for it
+/// remembers every key that a stranger names.
+fn settings() -> kad::Config {
+    let mut settings = kad::Config::new(PROTOCOL);
+    settings
+        .set_record_ttl(None)
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_publication_interval(None)
+        .set_caching(kad::Caching::Disabled)
+        .set_kbucket_inserts(kad::BucketInserts::Manual);
+    settings
+}
 
 /// Tells a server the time, by which it judges and keeps records.
 pub type Clock = Arc<dyn Fn() -> MilliSecondsSinceUnixEpoch + Send + Sync>;

@@ -21,7 +21,7 @@ use libp2p::{
 use tokio::sync::watch;
 
 use super::{
-    Clock, PROTOCOL, known_servers,
+    Clock, PROTOCOL, known_servers, settings,
     shelf::{Shelf, ShelfLimits},
 };
 use crate::{
@@ -77,18 +77,9 @@ pub(crate) struct Behaviour {
 impl Behaviour {
     /// Serves nobody yet, and tells nobody that it could.
     pub(crate) fn new(local: PeerId, clock: Clock, limits: ShelfLimits) -> Self {
-        let mut settings = kad::Config::new(PROTOCOL);
+        let mut settings = settings();
         settings
             .set_record_filtering(kad::StoreInserts::FilterBoth)
-            // The shelf knows how long it keeps what: records say so under signature.
-            .set_record_ttl(None)
-            // Publishers publish again. Storers that did it for them would keep a record alive that its publisher let
-            // end, and libp2p's job for it remembers every key that a stranger names.
-            .set_replication_interval(None)
-            .set_publication_interval(None)
-            .set_provider_publication_interval(None)
-            .set_caching(kad::Caching::Disabled)
-            .set_kbucket_inserts(kad::BucketInserts::Manual)
             .set_periodic_bootstrap_interval(Some(REFRESH));
         let shelf = Shelf::new(local, limits, clock);
         let mut kad = kad::Behaviour::with_config(local, shelf, settings);

@@ -149,9 +149,7 @@ impl World {
         let identify = swarm::identify_behaviour(&keypair);
         let first: Vec<_> = self.machines.iter().take(FIRST).map(Machine::multiaddr).collect();
         let (known, task) = if hostile {
-            let mut settings = kad::Config::new(PROTOCOL);
-            settings.set_kbucket_inserts(kad::BucketInserts::Manual);
-            let mut kad = kad::Behaviour::with_config(peer_id, Garbage, settings);
+            let mut kad = kad::Behaviour::with_config(peer_id, Garbage, settings());
             kad.set_mode(Some(kad::Mode::Server));
             let friends = self.machines.iter().filter(|machine| machine.hostile);
             for friend in friends {

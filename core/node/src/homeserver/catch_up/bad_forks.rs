@@ -15,6 +15,13 @@ use crate::{
     },
 };
 
+/// So many messages on top of the same events.
+async fn remarks(mallory: &Mallory<'_>, count: usize) -> Vec<Value> {
+    let base = mallory.base().await;
+    let said = |number: usize| json!({"content": {"body": format!("fork {number}")}});
+    (0..count).map(|number| mallory.forge(&base, said(number)).1).collect()
+}
+
 /// So many events on top of the same ones. Each gives the hostile member another name, so that each has a state of its own.
 async fn renames(mallory: &Mallory<'_>, count: usize) -> Vec<Value> {
     let base = mallory.own_base().await;
@@ -53,13 +60,7 @@ async fn forks_told_to_some_and_not_to_others_meet_and_are_joined() {
     let (cluster, room, clients) = with_mallory().await;
     let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
     let mallory = Mallory::new(evil, &clients[2], &room);
-    let base = mallory.base().await;
-    let fork = |number: usize| {
-        mallory
-            .forge(&base, json!({"content": {"body": format!("fork {number}")}}))
-            .1
-    };
-    let forks: Vec<Value> = (0..80).map(fork).collect();
+    let forks = remarks(&mallory, 80).await;
     // Whom a member tells what: the two never see the same from it.
     mallory.send(a, "odd", &forks[..40]).await;
     mallory.send(b, "even", &forks[40..]).await;
@@ -123,13 +124,7 @@ async fn clients_are_never_shown_how_forks_are_joined() {
     let (cluster, room, clients) = with_mallory().await;
     let [a, b, evil] = [&cluster[0], &cluster[1], &cluster[2]];
     let mallory = Mallory::new(evil, &clients[2], &room);
-    let base = mallory.base().await;
-    let fork = |number: usize| {
-        mallory
-            .forge(&base, json!({"content": {"body": format!("fork {number}")}}))
-            .1
-    };
-    let forks: Vec<Value> = (0..30).map(fork).collect();
+    let forks = remarks(&mallory, 30).await;
     mallory.send(a, "forks", &forks).await;
     mallory.send(b, "forks", &forks).await;
     evil.go_down();
