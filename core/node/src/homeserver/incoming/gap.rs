@@ -17,6 +17,7 @@ use ruma::{
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
+    history::named_from,
     pull::Past,
     unconnected::Unconnected,
 };
@@ -141,7 +142,9 @@ impl Incoming {
             .server_keys
             .check(answer.events, &asked.room, &asked.version, &server)
             .await?;
-        let new = before.add(told);
+        let mut starts: Vec<OwnedEventId> = before.named().into_keys().collect();
+        starts.extend(event.pdu().prev_events().iter().cloned());
+        let new = before.add(named_from(&starts, self.not_in_graph_of(told).await?));
         let lacking = self.connect(event, before).await?;
         if !lacking.is_empty() && self.fetch_outliers(asked, lacking).await? > 0 {
             self.connect(event, before).await?;
@@ -163,8 +166,9 @@ impl Incoming {
 
     /// Keeps those of the events whose past is held by now. Returns the events that others of them must be authorised by.
     async fn connect(&self, event: &CheckedPdu, before: &mut Unconnected) -> Result<Vec<OwnedEventId>, Error> {
+        let earlier = self.keep_earlier(event.room_id(), before, None).await?;
         let events = before.oldest_first_before(event);
-        let (kept, lacking) = self
+        let (kept, mut lacking) = self
             .commit(move |txn, rooms| {
                 let (mut kept, mut lacking) = (BTreeSet::new(), Vec::new());
                 let all: BTreeSet<&EventId> = events.iter().map(CheckedPdu::event_id).collect();
@@ -187,6 +191,7 @@ impl Incoming {
         for id in &kept {
             before.remove(id);
         }
+        lacking.extend(earlier.lacking);
         Ok(lacking)
     }
 

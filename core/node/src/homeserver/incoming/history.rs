@@ -254,7 +254,7 @@ impl Incoming {
 
 /// Those of some events that are among others or named, directly or through each other, by them. An event's name is the hash of
 /// what it is and names: nothing else than these can have been there.
-fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu> {
+pub(super) fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu> {
     let mut told: BTreeMap<OwnedEventId, CheckedPdu> = told
         .into_iter()
         .map(|event| (event.event_id().to_owned(), event))

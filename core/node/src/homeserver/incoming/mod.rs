@@ -2,6 +2,7 @@
 //! is fetched, within limits. What is allowed is the engine's business, and EDUs are not handled here.
 
 mod ask;
+mod earlier;
 mod gap;
 mod history;
 mod pull;

@@ -14,6 +14,7 @@ use super::{
     Incoming,
     ask::Asked,
     gap::{Attempt, keep_live},
+    history::named_from,
     unconnected::Unconnected,
 };
 use crate::{Error, federation::catch_up::api::pull, homeserver::rooms::state::find_room, network::Limits};
@@ -93,6 +94,14 @@ impl Incoming {
     /// [`not_in_graph`], in a read of its own.
     pub(in crate::homeserver) async fn not_in_graph(&self, ids: Vec<OwnedEventId>) -> Result<Vec<OwnedEventId>, Error> {
         self.ctx.store.read(move |txn| not_in_graph(txn, ids)).await
+    }
+
+    /// Those of some events that do not stand in their room's graph.
+    pub(super) async fn not_in_graph_of(&self, mut events: Vec<CheckedPdu>) -> Result<Vec<CheckedPdu>, Error> {
+        let ids = events.iter().map(|event| event.event_id().to_owned()).collect();
+        let lacking: BTreeSet<OwnedEventId> = self.not_in_graph(ids).await?.into_iter().collect();
+        events.retain(|event| lacking.contains(event.event_id()));
+        Ok(events)
     }
 
     /// A room's version and the depth of its heads; none if the other server is not in it, or this one never was. One that was
@@ -205,12 +214,11 @@ impl Incoming {
             .server_keys
             .check(answer.pdus, &room, &turn.asked.version, &server)
             .await?;
-        let told_ids = told.iter().map(|event| event.event_id().to_owned()).collect();
-        let lacking: BTreeSet<OwnedEventId> = self.not_in_graph(told_ids).await?.into_iter().collect();
-        let new = told
-            .into_iter()
-            .filter(|event| lacking.contains(event.event_id()))
-            .collect();
+        let mut new = self.not_in_graph_of(told).await?;
+        if past {
+            // The other side cannot tell where what is held here begins, and goes on behind that.
+            new = named_from(&ids, new);
+        }
         let new = turn.open.add(new);
         self.connect_pulled(turn).await?;
         Ok(new)
@@ -227,7 +235,9 @@ impl Incoming {
 
     /// [`Incoming::connect_pulled`] without asking for anything. Returns the events that others of them must be authorised by.
     async fn keep_connected(&self, turn: &mut Turn) -> Result<Vec<OwnedEventId>, Error> {
-        let mut lacking = BTreeSet::new();
+        let earlier = self.keep_earlier(&turn.asked.room, &mut turn.open, None).await?;
+        turn.kept += earlier.kept.len();
+        let mut lacking = BTreeSet::from_iter(earlier.lacking);
         for events in turn.open.oldest_first().chunks(EVENTS_PER_COMMIT) {
             let events = events.to_vec();
             let commit = self.commit(move |txn, rooms| {
@@ -262,7 +272,10 @@ impl Incoming {
         let id = oldest.event_id().to_owned();
         tracing::info!(room = %turn.asked.room, event = %id, "nobody has what comes before this event");
         let state = self.fetch_state(&turn.asked, &id).await?;
-        if self.receive_told(oldest, state).await?.is_ok() {
+        let told = Some((&id, &*state));
+        let earlier = self.keep_earlier(&turn.asked.room, &mut turn.open, told).await?;
+        turn.kept += earlier.kept.len();
+        if !earlier.kept.contains(&id) && self.receive_told(oldest, state).await?.is_ok() {
             turn.kept += 1;
         }
         turn.open.remove(&id);
@@ -272,7 +285,7 @@ impl Incoming {
 }
 
 /// Whether the states before an event are at hand: without, judging it would cost and lead nowhere.
-fn may_connect(txn: &ReadTxn<'_>, event: &CheckedPdu) -> Result<bool, Error> {
+pub(super) fn may_connect(txn: &ReadTxn<'_>, event: &CheckedPdu) -> Result<bool, Error> {
     for prev in event.pdu().prev_events() {
         if txn.state_after(prev)?.is_none() {
             return Ok(false);

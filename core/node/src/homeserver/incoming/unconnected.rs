@@ -41,6 +41,20 @@ impl Unconnected {
         named
     }
 
+    /// Those of them that are among others or named, directly or through each other, by them.
+    pub(super) fn named_from(&self, starts: &[OwnedEventId]) -> BTreeSet<OwnedEventId> {
+        let mut named = BTreeSet::new();
+        let mut open: Vec<&OwnedEventId> = starts.iter().collect();
+        while let Some(id) = open.pop() {
+            if let Some((id, event)) = self.0.get_key_value(id)
+                && named.insert(id.clone())
+            {
+                open.extend(event.pdu().prev_events());
+            }
+        }
+        named
+    }
+
     /// All of them, oldest first.
     pub(super) fn oldest_first(&self) -> Vec<CheckedPdu> {
         oldest_first(self.vouched_for_by(self.0.values()))
