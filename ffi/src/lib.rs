@@ -1,4 +1,4 @@
-//! A Kith node for Kotlin, Swift and Python: start, status, users, peers, stop. No decision is made here, and no panic of
+//! A Kith node for Kotlin, Swift and Python: start, status, users, peers, relays, rest, stop. No decision is made here, and no panic of
 //! the node reaches the app: uniffi turns what is left of them into errors.
 //!
 //! Calls block until they are done and may come from any thread; the node's own work runs on threads that it owns.
@@ -6,11 +6,13 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use kith_node::{
-    Node as CoreNode, StartError,
+    Multiaddr, Node as CoreNode, StartError,
     clock::World,
-    config::Config,
+    config::{self, Config},
     contacts::{AddPeerError, Introduction, IntroductionError},
-    status::StatusError,
+    network::PeerPath,
+    relays::RelayError,
+    status::{self, StatusError},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -23,7 +25,7 @@ const WORKERS: usize = 2;
 #[derive(Debug, thiserror::Error, uniffi::Error)]
 #[uniffi(flat_error)]
 pub enum KithError {
-    /// An argument does not parse: an address or a ticket.
+    /// An argument does not parse: an address, a relay's address or a ticket.
     #[error("{0}")]
     Invalid(String),
     /// The node cannot start: the data folder is in use or unusable, the database damaged or newer, a port taken.
@@ -48,6 +50,54 @@ pub struct NodeConfig {
     pub listen: Vec<String>,
     /// Whether to find and be found by nodes on the LAN.
     pub mdns: bool,
+    /// What kind of machine this is.
+    #[uniffi(default = None)]
+    pub profile: Option<Profile>,
+    /// Relays to use besides those that were added with [`Node::add_relay`]; each ends in `/p2p/RELAY`.
+    #[uniffi(default = [])]
+    pub relays: Vec<String>,
+}
+
+/// What kind of machine a node runs on.
+#[derive(Debug, Clone, Copy, uniffi::Enum)]
+pub enum Profile {
+    /// Few connections and long intervals: what is spared is battery.
+    Phone,
+    /// Many connections, and a life sign on each twice a minute. What a node is that was told nothing.
+    Desktop,
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, uniffi::Enum)]
+pub enum Path {
+    /// On the local network, or this machine.
+    Lan,
+    /// Straight through the internet.
+    Direct,
+    /// Through a relay.
+    Relayed,
+}
+
+/// A node that is connected now.
+#[derive(Debug, Clone, uniffi::Record)]
+pub struct Peer {
+    /// Its server name.
+    pub server_name: String,
+    /// How it is reached: the best of its connections.
+    pub path: Path,
+    /// The addresses in use, the best first.
+    pub addresses: Vec<String>,
+}
+
+/// A relay that the node uses.
+#[derive(Debug, Clone, uniffi::Record)]
+pub struct Relay {
+    /// Its address; ends in `/p2p/RELAY`.
+    pub address: String,
+    /// Whether [`NodeConfig::relays`] names it; then [`Node::remove_relay`] does not remove it.
+    pub configured: bool,
+    /// Whether it holds a place for this node now, so that others get here through it.
+    pub place: bool,
 }
 
 /// What a node says of itself.
@@ -61,8 +111,10 @@ pub struct NodeStatus {
     pub ticket: String,
     /// The libp2p addresses listened on.
     pub listen: Vec<String>,
-    /// Server names of the nodes connected now.
-    pub peers: Vec<String>,
+    /// The nodes connected now.
+    pub peers: Vec<Peer>,
+    /// The relays in use, those of the configuration first.
+    pub relays: Vec<Relay>,
     /// The users of this node, as full Matrix ids.
     pub users: Vec<String>,
     /// Rooms that a user of this node is in.
@@ -86,13 +138,11 @@ impl Node {
             .http
             .parse()
             .map_err(|_| KithError::Invalid(format!("{} is not an ADDRESS:PORT", config.http)))?;
-        let mut core = Config::new(PathBuf::from(&config.data));
+        let profile = config.profile.unwrap_or(Profile::Desktop);
+        let mut core = Config::new(PathBuf::from(&config.data)).with_profile(profile.into());
         core.mdns = config.mdns;
-        for text in &config.listen {
-            let address = text.parse();
-            core.listen
-                .push(address.map_err(|_| KithError::Invalid(format!("{text} is not a multiaddr")))?);
-        }
+        core.listen = multiaddrs(&config.listen)?;
+        core.relays = multiaddrs(&config.relays)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_name("kith")
@@ -115,11 +165,8 @@ impl Node {
             http: self.http.clone(),
             ticket: status.ticket,
             listen: status.listen,
-            peers: status
-                .peers
-                .into_iter()
-                .map(|peer| peer.server_name.to_string())
-                .collect(),
+            peers: status.peers.into_iter().map(Peer::from).collect(),
+            relays: status.relays.into_iter().map(Relay::from).collect(),
             users: status.users.into_iter().map(|user| user.to_string()).collect(),
             room_count: status.room_count.try_into().unwrap_or(u64::MAX),
         })
@@ -140,6 +187,30 @@ impl Node {
             .map_err(|error: IntroductionError| KithError::Invalid(in_full(&error)))?;
         let servers = self.runtime.block_on(self.node.add_peer(&introduction))?;
         Ok(servers.into_iter().map(|server| server.to_string()).collect())
+    }
+
+    /// Uses a relay from now on, also after a restart. Its address ends in `/p2p/RELAY`; one that is known already stays.
+    pub fn add_relay(&self, address: String) -> Result<(), KithError> {
+        let address = multiaddr(&address)?;
+        Ok(self.runtime.block_on(self.node.add_relay(&address))?)
+    }
+
+    /// Uses a relay no longer that was added with [`Node::add_relay`].
+    pub fn remove_relay(&self, address: String) -> Result<(), KithError> {
+        let address = multiaddr(&address)?;
+        Ok(self.runtime.block_on(self.node.remove_relay(&address))?)
+    }
+
+    /// Rests, as an app does that goes to the background; returns within a second. If `wakeable`, and a relay holds a place
+    /// for this node, one connection to that relay stays, through which others get here; else nothing stays. Clients on
+    /// this device are served as before, and what they send waits.
+    pub fn suspend(&self, wakeable: bool) -> Result<(), KithError> {
+        Ok(self.runtime.block_on(self.node.suspend(wakeable))?)
+    }
+
+    /// Ends [`Node::suspend`]: the network is back when this returns, and contacts and relays are being dialled.
+    pub fn resume(&self) -> Result<(), KithError> {
+        Ok(self.runtime.block_on(self.node.resume())?)
     }
 
     /// Ends the node: answers what is under way, leaves the network, finishes every commit. Calls after it fail.
@@ -169,6 +240,15 @@ async fn start(config: Config, address: SocketAddr) -> Result<(CoreNode, SocketA
     }
 }
 
+fn multiaddr(text: &str) -> Result<Multiaddr, KithError> {
+    text.parse()
+        .map_err(|_| KithError::Invalid(format!("{text} is not a multiaddr")))
+}
+
+fn multiaddrs(texts: &[String]) -> Result<Vec<Multiaddr>, KithError> {
+    texts.iter().map(|text| multiaddr(text)).collect()
+}
+
 /// An error with its causes, in one line: the languages beyond have one string for it.
 fn in_full(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
@@ -176,9 +256,54 @@ fn in_full(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
+impl From<Profile> for config::Profile {
+    fn from(profile: Profile) -> Self {
+        match profile {
+            Profile::Phone => Self::Phone,
+            Profile::Desktop => Self::Desktop,
+        }
+    }
+}
+
+impl From<status::Peer> for Peer {
+    fn from(peer: status::Peer) -> Self {
+        Self {
+            server_name: peer.server_name.to_string(),
+            path: match peer.path {
+                PeerPath::Lan => Path::Lan,
+                PeerPath::Direct => Path::Direct,
+                PeerPath::Relayed => Path::Relayed,
+            },
+            addresses: peer.addresses,
+        }
+    }
+}
+
+impl From<kith_node::relays::Relay> for Relay {
+    fn from(relay: kith_node::relays::Relay) -> Self {
+        Self {
+            address: relay.address,
+            configured: relay.configured,
+            place: relay.place,
+        }
+    }
+}
+
 impl From<StartError> for KithError {
     fn from(error: StartError) -> Self {
-        Self::Start(in_full(&error))
+        match error {
+            StartError::ShutDown => Self::Stopped,
+            other => Self::Start(in_full(&other)),
+        }
+    }
+}
+
+impl From<RelayError> for KithError {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Address(_) => Self::Invalid(in_full(&error)),
+            other => Self::Refused(in_full(&other)),
+        }
     }
 }
 

@@ -9,8 +9,12 @@ import urllib.request
 import kith_ffi
 
 
-def config(data):
-    return kith_ffi.NodeConfig(data=data, http="127.0.0.1:0", listen=["/ip4/127.0.0.1/udp/0/quic-v1"], mdns=False)
+RELAY = "/ip4/127.0.0.1/udp/1/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+
+
+def config(data, **more):
+    listen = ["/ip4/127.0.0.1/udp/0/quic-v1"]
+    return kith_ffi.NodeConfig(data=data, http="127.0.0.1:0", listen=listen, mdns=False, **more)
 
 
 def get(node, path, token=None):
@@ -62,6 +66,37 @@ class NodeTest(unittest.TestCase):
             self.assertEqual(added, [first.status().server_name])
             second.stop()
             first.stop()
+
+    def test_rests_and_serves_its_own_clients_meanwhile(self):
+        node = kith_ffi.Node(config(self.folder.name, profile=kith_ffi.Profile.PHONE))
+        self.addCleanup(node.stop)
+        listening = node.status().listen
+        self.assertEqual(len(listening), 1)
+        node.suspend(wakeable=False)
+        self.assertEqual(node.status().listen, [])
+        self.assertIn("versions", get(node, "/_matrix/client/versions"))
+        node.resume()
+        self.assertEqual(len(node.status().listen), 1)
+        node.stop()
+        with self.assertRaises(kith_ffi.KithError.Stopped):
+            node.suspend(wakeable=True)
+
+    def test_relays_are_added_kept_and_removed(self):
+        other = RELAY.replace("/udp/1/", "/udp/2/")
+        node = kith_ffi.Node(config(self.folder.name, relays=[RELAY]))
+        node.add_relay(other)
+        node.stop()
+        node = kith_ffi.Node(config(self.folder.name, relays=[RELAY]))
+        self.addCleanup(node.stop)
+        relays = [(relay.address, relay.configured, relay.place) for relay in node.status().relays]
+        self.assertEqual(relays, [(RELAY, True, False), (other, False, False)])
+        with self.assertRaises(kith_ffi.KithError.Refused):
+            node.remove_relay(RELAY)
+        node.remove_relay(other)
+        self.assertEqual([relay.address for relay in node.status().relays], [RELAY])
+        for nonsense in ["nonsense", "/ip4/127.0.0.1/udp/1/quic-v1"]:
+            with self.assertRaises(kith_ffi.KithError.Invalid):
+                node.add_relay(nonsense)
 
     def test_errors_are_exceptions_with_a_reason(self):
         node = kith_ffi.Node(config(self.folder.name))

@@ -563,9 +563,24 @@ public protocol NodeProtocol: AnyObject, Sendable {
     func addPeer(introduction: String) throws  -> [String]
     
     /**
+     * Uses a relay from now on, also after a restart. Its address ends in `/p2p/RELAY`; one that is known already stays.
+     */
+    func addRelay(address: String) throws 
+    
+    /**
      * Adds a user with a password and returns the full Matrix id.
      */
     func addUser(localpart: String, password: String) throws  -> String
+    
+    /**
+     * Uses a relay no longer that was added with [`Node::add_relay`].
+     */
+    func removeRelay(address: String) throws 
+    
+    /**
+     * Ends [`Node::suspend`]: the network is back when this returns, and contacts and relays are being dialled.
+     */
+    func resume() throws 
     
     /**
      * What the node says of itself now.
@@ -576,6 +591,13 @@ public protocol NodeProtocol: AnyObject, Sendable {
      * Ends the node: answers what is under way, leaves the network, finishes every commit. Calls after it fail.
      */
     func stop() 
+    
+    /**
+     * Rests, as an app does that goes to the background; returns within a second. If `wakeable`, and a relay holds a place
+     * for this node, one connection to that relay stays, through which others get here; else nothing stays. Clients on
+     * this device are served as before, and what they send waits.
+     */
+    func suspend(wakeable: Bool) throws 
     
 }
 /**
@@ -661,6 +683,18 @@ open func addPeer(introduction: String)throws  -> [String]  {
 }
     
     /**
+     * Uses a relay from now on, also after a restart. Its address ends in `/p2p/RELAY`; one that is known already stays.
+     */
+open func addRelay(address: String)throws   {try rustCallWithError(FfiConverterTypeKithError_lift) {
+        uniffiCallStatus in
+    uniffi_kith_ffi_fn_method_node_add_relay(
+            self.uniffiCloneHandle(),
+        FfiConverterString.lower(address),uniffiCallStatus
+    )
+}
+}
+    
+    /**
      * Adds a user with a password and returns the full Matrix id.
      */
 open func addUser(localpart: String, password: String)throws  -> String  {
@@ -672,6 +706,29 @@ open func addUser(localpart: String, password: String)throws  -> String  {
         FfiConverterString.lower(password),uniffiCallStatus
     )
 })
+}
+    
+    /**
+     * Uses a relay no longer that was added with [`Node::add_relay`].
+     */
+open func removeRelay(address: String)throws   {try rustCallWithError(FfiConverterTypeKithError_lift) {
+        uniffiCallStatus in
+    uniffi_kith_ffi_fn_method_node_remove_relay(
+            self.uniffiCloneHandle(),
+        FfiConverterString.lower(address),uniffiCallStatus
+    )
+}
+}
+    
+    /**
+     * Ends [`Node::suspend`]: the network is back when this returns, and contacts and relays are being dialled.
+     */
+open func resume()throws   {try rustCallWithError(FfiConverterTypeKithError_lift) {
+        uniffiCallStatus in
+    uniffi_kith_ffi_fn_method_node_resume(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+}
 }
     
     /**
@@ -693,6 +750,20 @@ open func stop()  {try! rustCall() {
         uniffiCallStatus in
     uniffi_kith_ffi_fn_method_node_stop(
             self.uniffiCloneHandle(),uniffiCallStatus
+    )
+}
+}
+    
+    /**
+     * Rests, as an app does that goes to the background; returns within a second. If `wakeable`, and a relay holds a place
+     * for this node, one connection to that relay stays, through which others get here; else nothing stays. Clients on
+     * this device are served as before, and what they send waits.
+     */
+open func suspend(wakeable: Bool)throws   {try rustCallWithError(FfiConverterTypeKithError_lift) {
+        uniffiCallStatus in
+    uniffi_kith_ffi_fn_method_node_suspend(
+            self.uniffiCloneHandle(),
+        FfiConverterBool.lower(wakeable),uniffiCallStatus
     )
 }
 }
@@ -765,6 +836,14 @@ public struct NodeConfig: Equatable, Hashable {
      * Whether to find and be found by nodes on the LAN.
      */
     public var mdns: Bool
+    /**
+     * What kind of machine this is.
+     */
+    public var profile: Profile?
+    /**
+     * Relays to use besides those that were added with [`Node::add_relay`]; each ends in `/p2p/RELAY`.
+     */
+    public var relays: [String]
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -780,11 +859,19 @@ public struct NodeConfig: Equatable, Hashable {
          */listen: [String], 
         /**
          * Whether to find and be found by nodes on the LAN.
-         */mdns: Bool) {
+         */mdns: Bool, 
+        /**
+         * What kind of machine this is.
+         */profile: Profile? = nil, 
+        /**
+         * Relays to use besides those that were added with [`Node::add_relay`]; each ends in `/p2p/RELAY`.
+         */relays: [String] = []) {
         self.data = data
         self.http = http
         self.listen = listen
         self.mdns = mdns
+        self.profile = profile
+        self.relays = relays
     }
 
     
@@ -806,7 +893,9 @@ public struct FfiConverterTypeNodeConfig: FfiConverterRustBuffer {
                 data: FfiConverterString.read(from: &buf), 
                 http: FfiConverterString.read(from: &buf), 
                 listen: FfiConverterSequenceString.read(from: &buf), 
-                mdns: FfiConverterBool.read(from: &buf)
+                mdns: FfiConverterBool.read(from: &buf), 
+                profile: FfiConverterOptionTypeProfile.read(from: &buf), 
+                relays: FfiConverterSequenceString.read(from: &buf)
         )
     }
 
@@ -815,6 +904,8 @@ public struct FfiConverterTypeNodeConfig: FfiConverterRustBuffer {
         FfiConverterString.write(value.http, into: &buf)
         FfiConverterSequenceString.write(value.listen, into: &buf)
         FfiConverterBool.write(value.mdns, into: &buf)
+        FfiConverterOptionTypeProfile.write(value.profile, into: &buf)
+        FfiConverterSequenceString.write(value.relays, into: &buf)
     }
 }
 
@@ -855,9 +946,13 @@ public struct NodeStatus: Equatable, Hashable {
      */
     public var listen: [String]
     /**
-     * Server names of the nodes connected now.
+     * The nodes connected now.
      */
-    public var peers: [String]
+    public var peers: [Peer]
+    /**
+     * The relays in use, those of the configuration first.
+     */
+    public var relays: [Relay]
     /**
      * The users of this node, as full Matrix ids.
      */
@@ -883,8 +978,11 @@ public struct NodeStatus: Equatable, Hashable {
          * The libp2p addresses listened on.
          */listen: [String], 
         /**
-         * Server names of the nodes connected now.
-         */peers: [String], 
+         * The nodes connected now.
+         */peers: [Peer], 
+        /**
+         * The relays in use, those of the configuration first.
+         */relays: [Relay], 
         /**
          * The users of this node, as full Matrix ids.
          */users: [String], 
@@ -896,6 +994,7 @@ public struct NodeStatus: Equatable, Hashable {
         self.ticket = ticket
         self.listen = listen
         self.peers = peers
+        self.relays = relays
         self.users = users
         self.roomCount = roomCount
     }
@@ -920,7 +1019,8 @@ public struct FfiConverterTypeNodeStatus: FfiConverterRustBuffer {
                 http: FfiConverterString.read(from: &buf), 
                 ticket: FfiConverterString.read(from: &buf), 
                 listen: FfiConverterSequenceString.read(from: &buf), 
-                peers: FfiConverterSequenceString.read(from: &buf), 
+                peers: FfiConverterSequenceTypePeer.read(from: &buf), 
+                relays: FfiConverterSequenceTypeRelay.read(from: &buf), 
                 users: FfiConverterSequenceString.read(from: &buf), 
                 roomCount: FfiConverterUInt64.read(from: &buf)
         )
@@ -931,7 +1031,8 @@ public struct FfiConverterTypeNodeStatus: FfiConverterRustBuffer {
         FfiConverterString.write(value.http, into: &buf)
         FfiConverterString.write(value.ticket, into: &buf)
         FfiConverterSequenceString.write(value.listen, into: &buf)
-        FfiConverterSequenceString.write(value.peers, into: &buf)
+        FfiConverterSequenceTypePeer.write(value.peers, into: &buf)
+        FfiConverterSequenceTypeRelay.write(value.relays, into: &buf)
         FfiConverterSequenceString.write(value.users, into: &buf)
         FfiConverterUInt64.write(value.roomCount, into: &buf)
     }
@@ -954,6 +1055,164 @@ public func FfiConverterTypeNodeStatus_lower(_ value: NodeStatus) -> RustBuffer 
 
 
 /**
+ * A node that is connected now.
+ */
+public struct Peer: Equatable, Hashable {
+    /**
+     * Its server name.
+     */
+    public var serverName: String
+    /**
+     * How it is reached: the best of its connections.
+     */
+    public var path: Path
+    /**
+     * The addresses in use, the best first.
+     */
+    public var addresses: [String]
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Its server name.
+         */serverName: String, 
+        /**
+         * How it is reached: the best of its connections.
+         */path: Path, 
+        /**
+         * The addresses in use, the best first.
+         */addresses: [String]) {
+        self.serverName = serverName
+        self.path = path
+        self.addresses = addresses
+    }
+
+    
+
+    
+}
+
+#if compiler(>=6)
+extension Peer: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypePeer: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Peer {
+        return
+            try Peer(
+                serverName: FfiConverterString.read(from: &buf), 
+                path: FfiConverterTypePath.read(from: &buf), 
+                addresses: FfiConverterSequenceString.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Peer, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.serverName, into: &buf)
+        FfiConverterTypePath.write(value.path, into: &buf)
+        FfiConverterSequenceString.write(value.addresses, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypePeer_lift(_ buf: RustBuffer) throws -> Peer {
+    return try FfiConverterTypePeer.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypePeer_lower(_ value: Peer) -> RustBuffer {
+    return FfiConverterTypePeer.lower(value)
+}
+
+
+/**
+ * A relay that the node uses.
+ */
+public struct Relay: Equatable, Hashable {
+    /**
+     * Its address; ends in `/p2p/RELAY`.
+     */
+    public var address: String
+    /**
+     * Whether [`NodeConfig::relays`] names it; then [`Node::remove_relay`] does not remove it.
+     */
+    public var configured: Bool
+    /**
+     * Whether it holds a place for this node now, so that others get here through it.
+     */
+    public var place: Bool
+
+    // Default memberwise initializers are never public by default, so we
+    // declare one manually.
+    public init(
+        /**
+         * Its address; ends in `/p2p/RELAY`.
+         */address: String, 
+        /**
+         * Whether [`NodeConfig::relays`] names it; then [`Node::remove_relay`] does not remove it.
+         */configured: Bool, 
+        /**
+         * Whether it holds a place for this node now, so that others get here through it.
+         */place: Bool) {
+        self.address = address
+        self.configured = configured
+        self.place = place
+    }
+
+    
+
+    
+}
+
+#if compiler(>=6)
+extension Relay: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeRelay: FfiConverterRustBuffer {
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Relay {
+        return
+            try Relay(
+                address: FfiConverterString.read(from: &buf), 
+                configured: FfiConverterBool.read(from: &buf), 
+                place: FfiConverterBool.read(from: &buf)
+        )
+    }
+
+    public static func write(_ value: Relay, into buf: inout [UInt8]) {
+        FfiConverterString.write(value.address, into: &buf)
+        FfiConverterBool.write(value.configured, into: &buf)
+        FfiConverterBool.write(value.place, into: &buf)
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeRelay_lift(_ buf: RustBuffer) throws -> Relay {
+    return try FfiConverterTypeRelay.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeRelay_lower(_ value: Relay) -> RustBuffer {
+    return FfiConverterTypeRelay.lower(value)
+}
+
+
+/**
  * Why a call failed. Nothing was changed.
  */
 public 
@@ -962,7 +1221,7 @@ enum KithError: Swift.Error, Equatable, Hashable, Foundation.LocalizedError {
     
     
     /**
-     * An argument does not parse: an address or a ticket.
+     * An argument does not parse: an address, a relay's address or a ticket.
      */
     case Invalid(message: String)
     
@@ -1066,6 +1325,190 @@ public func FfiConverterTypeKithError_lower(_ value: KithError) -> RustBuffer {
     return FfiConverterTypeKithError.lower(value)
 }
 
+
+/**
+ * How a peer is reached.
+ */
+
+public enum Path: Equatable, Hashable {
+    
+    /**
+     * On the local network, or this machine.
+     */
+    case lan
+    /**
+     * Straight through the internet.
+     */
+    case direct
+    /**
+     * Through a relay.
+     */
+    case relayed
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Path: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypePath: FfiConverterRustBuffer {
+    typealias SwiftType = Path
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Path {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+        
+        case 1: return .lan
+        
+        case 2: return .direct
+        
+        case 3: return .relayed
+        
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: Path, into buf: inout [UInt8]) {
+        switch value {
+        
+        
+        case .lan:
+            writeInt(&buf, Int32(1))
+        
+        
+        case .direct:
+            writeInt(&buf, Int32(2))
+        
+        
+        case .relayed:
+            writeInt(&buf, Int32(3))
+        
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypePath_lift(_ buf: RustBuffer) throws -> Path {
+    return try FfiConverterTypePath.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypePath_lower(_ value: Path) -> RustBuffer {
+    return FfiConverterTypePath.lower(value)
+}
+
+
+
+/**
+ * What kind of machine a node runs on.
+ */
+
+public enum Profile: Equatable, Hashable {
+    
+    /**
+     * Few connections and long intervals: what is spared is battery.
+     */
+    case phone
+    /**
+     * Many connections, and a life sign on each twice a minute. What a node is that was told nothing.
+     */
+    case desktop
+
+
+
+
+
+}
+
+#if compiler(>=6)
+extension Profile: Sendable {}
+#endif
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public struct FfiConverterTypeProfile: FfiConverterRustBuffer {
+    typealias SwiftType = Profile
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Profile {
+        let variant: Int32 = try readInt(&buf)
+        switch variant {
+        
+        case 1: return .phone
+        
+        case 2: return .desktop
+        
+        default: throw UniffiInternalError.unexpectedEnumCase
+        }
+    }
+
+    public static func write(_ value: Profile, into buf: inout [UInt8]) {
+        switch value {
+        
+        
+        case .phone:
+            writeInt(&buf, Int32(1))
+        
+        
+        case .desktop:
+            writeInt(&buf, Int32(2))
+        
+        }
+    }
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProfile_lift(_ buf: RustBuffer) throws -> Profile {
+    return try FfiConverterTypeProfile.lift(buf)
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+public func FfiConverterTypeProfile_lower(_ value: Profile) -> RustBuffer {
+    return FfiConverterTypeProfile.lower(value)
+}
+
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterOptionTypeProfile: FfiConverterRustBuffer {
+    typealias SwiftType = Profile?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterTypeProfile.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterTypeProfile.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
@@ -1091,6 +1534,56 @@ fileprivate struct FfiConverterSequenceString: FfiConverterRustBuffer {
     }
 }
 
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypePeer: FfiConverterRustBuffer {
+    typealias SwiftType = [Peer]
+
+    public static func write(_ value: [Peer], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypePeer.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Peer] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Peer]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypePeer.read(from: &buf))
+        }
+        return seq
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
+fileprivate struct FfiConverterSequenceTypeRelay: FfiConverterRustBuffer {
+    typealias SwiftType = [Relay]
+
+    public static func write(_ value: [Relay], into buf: inout [UInt8]) {
+        let len = Int32(value.count)
+        writeInt(&buf, len)
+        for item in value {
+            FfiConverterTypeRelay.write(item, into: &buf)
+        }
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> [Relay] {
+        let len: Int32 = try readInt(&buf)
+        var seq = [Relay]()
+        seq.reserveCapacity(Int(len))
+        for _ in 0 ..< len {
+            seq.append(try FfiConverterTypeRelay.read(from: &buf))
+        }
+        return seq
+    }
+}
+
 private enum InitializationResult {
     case ok
     case contractVersionMismatch
@@ -1109,13 +1602,25 @@ private let initializationResult: InitializationResult = {
     if (uniffi_kith_ffi_checksum_method_node_add_peer() != 12756) {
         return InitializationResult.apiChecksumMismatch
     }
+    if (uniffi_kith_ffi_checksum_method_node_add_relay() != 6288) {
+        return InitializationResult.apiChecksumMismatch
+    }
     if (uniffi_kith_ffi_checksum_method_node_add_user() != 63330) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_kith_ffi_checksum_method_node_remove_relay() != 32269) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_kith_ffi_checksum_method_node_resume() != 21860) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_kith_ffi_checksum_method_node_status() != 63085) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_kith_ffi_checksum_method_node_stop() != 48002) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_kith_ffi_checksum_method_node_suspend() != 33904) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_kith_ffi_checksum_constructor_node_new() != 9011) {

@@ -263,9 +263,24 @@ uint64_t uniffi_kith_ffi_fn_constructor_node_new(RustBuffer config, RustCallStat
 RustBuffer uniffi_kith_ffi_fn_method_node_add_peer(uint64_t ptr, RustBuffer introduction, RustCallStatus *_Nonnull out_status
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_ADD_RELAY
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_ADD_RELAY
+void uniffi_kith_ffi_fn_method_node_add_relay(uint64_t ptr, RustBuffer address, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_ADD_USER
 #define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_ADD_USER
 RustBuffer uniffi_kith_ffi_fn_method_node_add_user(uint64_t ptr, RustBuffer localpart, RustBuffer password, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_REMOVE_RELAY
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_REMOVE_RELAY
+void uniffi_kith_ffi_fn_method_node_remove_relay(uint64_t ptr, RustBuffer address, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_RESUME
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_RESUME
+void uniffi_kith_ffi_fn_method_node_resume(uint64_t ptr, RustCallStatus *_Nonnull out_status
 );
 #endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_STATUS
@@ -276,6 +291,11 @@ RustBuffer uniffi_kith_ffi_fn_method_node_status(uint64_t ptr, RustCallStatus *_
 #ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_STOP
 #define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_STOP
 void uniffi_kith_ffi_fn_method_node_stop(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_SUSPEND
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_FN_METHOD_NODE_SUSPEND
+void uniffi_kith_ffi_fn_method_node_suspend(uint64_t ptr, int8_t wakeable, RustCallStatus *_Nonnull out_status
 );
 #endif
 #ifndef UNIFFI_FFIDEF_FFI_KITH_FFI_RUSTBUFFER_ALLOC
@@ -544,9 +564,27 @@ uint16_t uniffi_kith_ffi_checksum_method_node_add_peer(void
     
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_ADD_RELAY
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_ADD_RELAY
+uint16_t uniffi_kith_ffi_checksum_method_node_add_relay(void
+    
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_ADD_USER
 #define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_ADD_USER
 uint16_t uniffi_kith_ffi_checksum_method_node_add_user(void
+    
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_REMOVE_RELAY
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_REMOVE_RELAY
+uint16_t uniffi_kith_ffi_checksum_method_node_remove_relay(void
+    
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_RESUME
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_RESUME
+uint16_t uniffi_kith_ffi_checksum_method_node_resume(void
     
 );
 #endif
@@ -559,6 +597,12 @@ uint16_t uniffi_kith_ffi_checksum_method_node_status(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_STOP
 #define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_STOP
 uint16_t uniffi_kith_ffi_checksum_method_node_stop(void
+    
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_SUSPEND
+#define UNIFFI_FFIDEF_UNIFFI_KITH_FFI_CHECKSUM_METHOD_NODE_SUSPEND
+uint16_t uniffi_kith_ffi_checksum_method_node_suspend(void
     
 );
 #endif

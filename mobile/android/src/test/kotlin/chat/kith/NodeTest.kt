@@ -38,6 +38,17 @@ class NodeTest {
     }
 
     @Test
+    fun `rests and wakes`() {
+        Node(config(folder.toString())).use { node ->
+            node.suspend(wakeable = false)
+            assertEquals(emptyList<String>(), node.status().listen)
+            node.resume()
+            assertEquals(1, node.status().listen.size)
+            node.stop()
+        }
+    }
+
+    @Test
     fun `refuses a ticket that is none`() {
         Node(config(folder.toString())).use { node ->
             assertThrows(KithException::class.java) { node.addPeer("kith:nonsense") }
