@@ -50,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) mdns: Option<bool>,
     /// `false` as `--no-upnp`.
     pub(crate) upnp: Option<bool>,
+    /// From so many other servers in a room on, its events are passed on among them.
+    pub(crate) gossip_from: Option<usize>,
 }
 
 impl Settings {
@@ -75,6 +77,7 @@ impl Settings {
         config.relays.clone_from(&self.relays);
         config.mdns = self.mdns.unwrap_or(true);
         config.upnp = self.upnp.unwrap_or(true);
+        config.gossip_from = self.gossip_from.unwrap_or(config.gossip_from);
         config
     }
 }
@@ -89,14 +92,14 @@ mod tests {
         assert_eq!(Settings::read(folder.path()).unwrap(), Settings::default());
         let relay = "/ip4/192.0.2.1/udp/4433/quic-v1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
         let text = format!(
-            "http = \"127.0.0.1:1\"\nprofile = \"phone\"\nmdns = false\nlisten = [\"/ip4/0.0.0.0/tcp/1\"]\nrelays = [\"{relay}\"]\n"
+            "http = \"127.0.0.1:1\"\nprofile = \"phone\"\nmdns = false\ngossip_from = 9\nlisten = [\"/ip4/0.0.0.0/tcp/1\"]\nrelays = [\"{relay}\"]\n"
         );
         fs::write(folder.path().join(FILE), text).unwrap();
         let settings = Settings::read(folder.path()).unwrap();
         let config = settings.config(folder.path());
         assert_eq!(settings.http, Some("127.0.0.1:1".parse().unwrap()));
         assert_eq!(config.limits.connections, 64);
-        assert_eq!((config.mdns, config.upnp), (false, true));
+        assert_eq!((config.mdns, config.upnp, config.gossip_from), (false, true, 9));
         assert_eq!(config.relays, [relay.parse().unwrap()]);
     }
 }

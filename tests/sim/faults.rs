@@ -18,6 +18,10 @@ pub(crate) enum Fault {
     RequestLost,
     /// A request was served and its answer lost.
     AnswerLost,
+    /// A message of a topic was lost on its way to one of those it was given to.
+    GossipLost,
+    /// No fault: a message of a topic arrived.
+    Gossiped,
     /// A request met a partition.
     Partitioned,
     /// A request, or its answer, met a wire that works the other way.
@@ -56,12 +60,14 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All of them: every set of runs must see each.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Reordered,
         Self::Delayed,
         Self::Duplicated,
         Self::RequestLost,
         Self::AnswerLost,
+        Self::GossipLost,
+        Self::Gossiped,
         Self::Partitioned,
         Self::OneWay,
         Self::Crashed,

@@ -10,6 +10,7 @@ mod checker;
 mod clock;
 mod disk;
 mod faults;
+mod gossip;
 mod network;
 mod observer;
 mod power;

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use kith_node::{
     federation::Peer,
-    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus},
+    identity::{TopicKey, TopicName},
+    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus, PublishError, TopicMessage},
 };
 use ruma::{OwnedServerName, ServerName};
 use tokio::{
@@ -26,6 +27,7 @@ use tower::ServiceExt;
 use crate::{
     disk::Machine,
     faults::{Fault, Faults},
+    gossip::Following,
     random::Dice,
     trace::{Trace, digest},
     variant::Variant,
@@ -50,16 +52,16 @@ pub(crate) struct Weather {
 /// The network. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Wires {
-    inner: Arc<Mutex<Inner>>,
-    dice: Dice,
-    faults: Faults,
-    trace: Trace,
-    variant: Variant,
+    pub(crate) inner: Arc<Mutex<Inner>>,
+    pub(crate) dice: Dice,
+    pub(crate) faults: Faults,
+    pub(crate) trace: Trace,
+    pub(crate) variant: Variant,
 }
 
-struct Inner {
-    ends: Vec<End>,
-    weather: Weather,
+pub(crate) struct Inner {
+    pub(crate) ends: Vec<End>,
+    pub(crate) weather: Weather,
     /// From whom to whom nothing comes through, by a partition that both ends notice in time.
     parted: BTreeSet<(usize, usize)>,
     /// From whom to whom nothing comes through, though it does the other way: nobody is told.
@@ -68,11 +70,13 @@ struct Inner {
     order: BTreeMap<(usize, usize), (u64, u64)>,
 }
 
-struct End {
-    name: OwnedServerName,
+pub(crate) struct End {
+    pub(crate) name: OwnedServerName,
     attached: Option<Attached>,
     /// The nodes that it believes to be connected with.
-    sees: BTreeSet<usize>,
+    pub(crate) sees: BTreeSet<usize>,
+    /// The topics that it follows.
+    pub(crate) following: Following,
 }
 
 /// A running node, as the network and its own clients reach it.
@@ -86,6 +90,8 @@ pub(crate) struct Attached {
     pub(crate) client_api: Router,
     /// Where it hears of peers.
     pub(crate) events: broadcast::Sender<PeerEvent>,
+    /// Where it hears of messages of topics.
+    pub(crate) messages: broadcast::Sender<TopicMessage>,
     /// What it is doing for others.
     pub(crate) tasks: Tasks,
 }
@@ -137,6 +143,7 @@ impl Wires {
             name,
             attached: None,
             sees: BTreeSet::new(),
+            following: Following::default(),
         });
         Self {
             inner: Arc::new(Mutex::new(Inner {
@@ -158,6 +165,7 @@ impl Wires {
         let count = {
             let mut inner = lock(&self.inner);
             inner.ends[node].attached = Some(attached);
+            inner.ends[node].following = Following::default();
             for other in 0..inner.ends.len() {
                 inner.set_seen(node, other, false);
             }
@@ -226,7 +234,7 @@ impl Wires {
     }
 
     /// The running node of this number.
-    fn attached(&self, node: usize) -> Option<Attached> {
+    pub(crate) fn attached(&self, node: usize) -> Option<Attached> {
         let inner = lock(&self.inner);
         inner.ends[node].attached.clone().filter(|end| end.machine.runs())
     }
@@ -264,7 +272,7 @@ impl Wires {
     }
 
     /// What stands in the way from one node to another, if anything does.
-    fn obstacle(&self, from: usize, to: usize) -> Option<Fault> {
+    pub(crate) fn obstacle(&self, from: usize, to: usize) -> Option<Fault> {
         let inner = lock(&self.inner);
         if inner.parted.contains(&(from, to)) {
             Some(Fault::Partitioned)
@@ -360,6 +368,8 @@ pub(crate) struct Interface {
     pub(crate) machine: Arc<Machine>,
     /// Where it hears of peers.
     pub(crate) events: broadcast::Sender<PeerEvent>,
+    /// Where it hears of messages of topics.
+    pub(crate) messages: broadcast::Sender<TopicMessage>,
 }
 
 /// How a request came to nothing.
@@ -485,6 +495,33 @@ impl Network for Interface {
         })
         .collect()
     }
+
+    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
+        if self.machine.runs() {
+            lock(&self.wires.inner).ends[self.node].following.follow(topic, members);
+        }
+    }
+
+    async fn unfollow(&self, topic: &TopicName) {
+        if self.machine.runs() {
+            lock(&self.wires.inner).ends[self.node].following.unfollow(topic);
+        }
+    }
+
+    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError> {
+        match self.machine.runs() {
+            true => self.wires.publish(self.node, topic, &message),
+            false => Err(PublishError::Busy),
+        }
+    }
+
+    fn has_topics(&self) -> bool {
+        true
+    }
+
+    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
+        Some(self.messages.subscribe())
+    }
 }
 
 /// A request with a JSON body, as a client of one's own node sends it.
@@ -503,6 +540,6 @@ pub(crate) fn client_request(
 }
 
 /// A poisoned lock only says that another task panicked, which the run reports anyway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -29,6 +29,8 @@ const SEEDS: u64 = 60;
 const NODES: usize = 10;
 /// So many of them are run again, and must do the same again.
 const REPLAYS: u64 = 10;
+/// Seeds in which nothing arrives over topics.
+const GOSSIPLESS_SEEDS: u64 = 5;
 /// Seeds that look for what was broken on purpose; each of them must find it.
 const BROKEN_SEEDS: u64 = 3;
 const BROKEN_NODES: usize = 5;
@@ -279,6 +281,10 @@ fn suite() -> bool {
             good = false;
         }
     }
+    // What topics lose, members find out.
+    good &= many(1, GOSSIPLESS_SEEDS, NODES, Variant::NoGossip, LIMIT)
+        .failed
+        .is_empty();
     for variant in Variant::BROKEN {
         let sum = many(1, BROKEN_SEEDS, BROKEN_NODES, variant, LIMIT);
         println!("{variant}: {} of {BROKEN_SEEDS} seeds find it", sum.failed.len());

@@ -23,6 +23,8 @@ pub(crate) enum Variant {
     Ordinary,
     /// No event is ever pushed: what a node holds of others it has fetched.
     NoPushes,
+    /// Whatever is told over a topic is lost.
+    NoGossip,
     /// Broken: no event is ever fetched.
     NoFetching,
     /// Broken: commits are acknowledged without having been synced, so that a loss of power takes them back.
@@ -33,9 +35,10 @@ pub(crate) enum Variant {
 
 impl Variant {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Ordinary,
         Self::NoPushes,
+        Self::NoGossip,
         Self::NoFetching,
         Self::LostCommits,
         Self::FlippedTies,
@@ -48,6 +51,7 @@ impl Variant {
         match self {
             Self::Ordinary => "ordinary",
             Self::NoPushes => "no-pushes",
+            Self::NoGossip => "no-gossip",
             Self::NoFetching => "no-fetching",
             Self::LostCommits => "lost-commits",
             Self::FlippedTies => "flipped-ties",
@@ -68,6 +72,11 @@ impl Variant {
             .status(status)
             .body(Bytes::from_static(body.as_bytes()));
         answer.ok()
+    }
+
+    /// Whether nothing that is told over a topic arrives.
+    pub(crate) fn loses_gossip(self) -> bool {
+        matches!(self, Self::NoGossip | Self::NoPushes)
     }
 
     /// Whether syncing the log of a node's commits does nothing.

@@ -38,8 +38,10 @@ use crate::{
 
 /// Milliseconds for which the nodes' key documents hold: longer than any run, clocks that are wrong included.
 const YEAR: u32 = 2_147_483_647;
-/// Peer events that a node may lag behind.
+/// Peer events, and messages of topics, that a node may lag behind.
 const EVENTS: usize = 256;
+/// Other servers in a room from which on its events go over its topic: few, since there are few nodes.
+const GOSSIP_FROM: usize = 2;
 
 /// What a run is made from.
 #[derive(Debug, Clone)]
@@ -188,6 +190,7 @@ impl World {
         let node = &self.nodes[number];
         let mut config = Config::new(&node.folder);
         config.open_registration = true;
+        config.gossip_from = GOSSIP_FROM;
         let mut store = StoreConfig::new(node.folder.join("kith.db"));
         store.readers = 1;
         store.execution = Execution::InPlace(Arc::new(disk::Attached {
@@ -195,6 +198,7 @@ impl World {
             machine: Arc::clone(machine),
         }));
         let events = broadcast::channel(EVENTS).0;
+        let messages = broadcast::channel(EVENTS).0;
         let hs = Homeserver::new(Context {
             store: Store::open(&store)?,
             config: Arc::new(config),
@@ -204,6 +208,7 @@ impl World {
                 wires: self.wires.clone(),
                 machine: Arc::clone(machine),
                 events: events.clone(),
+                messages: messages.clone(),
             }),
             server_name: node.name.clone(),
             node_key: Arc::clone(&node.key),
@@ -216,6 +221,7 @@ impl World {
                 federation: federation::router(hs.clone()),
                 client_api: client_api::router(hs.clone()),
                 events,
+                messages,
                 tasks: Tasks::default(),
             },
         );

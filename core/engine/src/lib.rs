@@ -35,7 +35,7 @@ mod visibility;
 
 pub use allowance::{Allowance, Allowances};
 pub use build::{BuildError, Draft, Signer, build_create, build_event, build_template};
-pub use catch_up::{CatchUp, Compared, ExchangeFailure, Looked, Pulled, Task, whom_to_ask};
+pub use catch_up::{CatchUp, Compared, ExchangeFailure, Looked, Pulled, Task, neighbours, whom_to_ask};
 pub use change::{Applied, CurrentState, ExtremityChange, Missing, Outcome, Redaction, RoomError};
 pub use check::{CheckedPdu, RequiredKeys, UncheckedPdu, VerifyKey, check_pdu, required_keys};
 pub use client_event::{Aggregations, ClientFormat, ThreadSummary, Unsigned, client_event, stripped_event};

@@ -85,6 +85,13 @@ pub const TELL_AFTER: Duration = Duration::from_secs(1);
 /// told something else.
 pub const CHECK_AFTER: Duration = Duration::from_secs(10);
 
+/// How long a head that went over the room's topic is believed to reach everybody: then the neighbours are asked.
+pub const TOPIC_CHECK_AFTER: Duration = Duration::from_secs(5);
+
+/// Connected members that each member sees to, of what went over the room's topic: half of them on either side in the order
+/// of names. So everybody is seen to by several, and nobody by all.
+pub const TOPIC_NEIGHBOURS: usize = 4;
+
 /// Members that are told of new heads at once; the others follow.
 pub const TOLD_AT_ONCE: usize = 4;
 

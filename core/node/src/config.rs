@@ -38,6 +38,8 @@ pub struct Config {
     pub limits: ConnectionLimits,
     /// How long things may take, and how often connections give a sign of life.
     pub timing: Timing,
+    /// From so many other servers in a room on, its events are told a few of them, who pass them on, instead of each by itself.
+    pub gossip_from: usize,
     /// Whether `POST /register` works without a registration token. For tests.
     pub open_registration: bool,
     /// The largest upload accepted, in bytes.
@@ -61,6 +63,7 @@ impl Config {
             upnp: true,
             limits: ConnectionLimits::desktop(),
             timing: Timing::default(),
+            gossip_from: 4,
             open_registration: false,
             max_upload_bytes: 100 * 1024 * 1024,
             max_fetched_media_bytes: 1024 * 1024 * 1024,

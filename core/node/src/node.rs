@@ -379,3 +379,7 @@ fn default_addresses(port: u16, with_ipv6: bool) -> Vec<Multiaddr> {
 #[cfg(test)]
 #[path = "node_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "topic_tests.rs"]
+mod topic_tests;

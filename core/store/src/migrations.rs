@@ -18,6 +18,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/11_catch_up.sql")),
     M::up(include_str!("../migrations/12_departures.sql")),
     M::up(include_str!("../migrations/13_entries.sql")),
+    M::up(include_str!("../migrations/14_topics.sql")),
 ];
 
 /// All schema steps.

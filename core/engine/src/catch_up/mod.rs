@@ -7,7 +7,7 @@
 mod news;
 mod wanted;
 
-pub use news::Looked;
+pub use news::{Looked, neighbours};
 pub use wanted::{Pulled, whom_to_ask};
 
 use std::{

@@ -10,7 +10,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use super::CatchUp;
 use crate::limits::{
     CHECK_AFTER, JOIN_HEADS_AFTER, JOIN_HEADS_TURN, MAX_EXTREMITIES, MAX_JOIN_HEADS_TURNS, MAX_UNREACHED, MAX_WATCHED,
-    TELL_AFTER, TOLD_AT_ONCE,
+    TELL_AFTER, TOLD_AT_ONCE, TOPIC_CHECK_AFTER, TOPIC_NEIGHBOURS,
 };
 
 /// A room as a look found it.
@@ -36,6 +36,8 @@ pub(super) struct Watched {
     pub(super) holders: BTreeSet<OwnedServerName>,
     /// It came from its author's server, which tells the others itself.
     pub(super) by_author: Option<OwnedServerName>,
+    /// It went over the room's topic, so that most members have it: each sees to its neighbours.
+    pub(super) by_topic: bool,
     /// Servers that it removed from the room, and that may not know: they are in it no more, but this is for them too.
     pub(super) removed: BTreeSet<OwnedServerName>,
 }
@@ -49,6 +51,7 @@ impl Watched {
             checked: false,
             holders: BTreeSet::new(),
             by_author: None,
+            by_topic: false,
             removed: BTreeSet::new(),
         }
     }
@@ -104,6 +107,13 @@ impl CatchUp {
         }
     }
 
+    /// An event came over its room's topic, or was told there.
+    pub fn handle_by_topic(&mut self, event: &OwnedEventId) {
+        if let Some(watched) = self.watched.get_mut(event) {
+            watched.by_topic = true;
+        }
+    }
+
     /// The watched events of a room, to be looked at.
     pub fn watched(&self, room: &RoomId) -> Vec<OwnedEventId> {
         let watched = self.watched.iter().filter(|(_, watched)| watched.room == room);
@@ -143,18 +153,27 @@ impl CatchUp {
         let of_room = self.watched.iter().filter(|(_, watched)| watched.room == room);
         let (mut again, mut untold, mut own) = (None, BTreeSet::new(), false);
         let (mut check, mut check_at) = (BTreeSet::new(), None);
+        let connected = looked.servers.iter().filter(|server| self.peers.contains_key(*server));
+        let neighbours = neighbours(&self.own, connected, TOPIC_NEIGHBOURS);
         for (id, watched) in of_room {
-            let ripe = watched.since + TELL_AFTER;
+            let ripe = watched.since
+                + if watched.by_topic {
+                    TOPIC_CHECK_AFTER
+                } else {
+                    TELL_AFTER
+                };
             if ripe > now || looked.unheld.contains(id) {
-                again = Some(ripe.max(now + TELL_AFTER / 2));
+                let ripe = ripe.max(now + TELL_AFTER / 2);
+                again = Some(again.map_or(ripe, |again: Duration| again.min(ripe)));
                 continue;
             }
-            own |= watched.own;
+            own |= watched.own && !watched.by_topic;
             let members = looked.servers.iter().filter(|_| here.contains(id));
             let concerned = members.chain(&watched.removed);
             let connected = concerned.filter(|server| self.peers.contains_key(*server));
             let (vouched, others): (Vec<_>, Vec<_>) = connected
                 .filter(|server| !watched.holders.contains(*server))
+                .filter(|server| !watched.by_topic || neighbours.contains(server) || watched.removed.contains(*server))
                 .partition(|server| self.is_vouched_for(watched, server));
             untold.extend(others.into_iter().cloned());
             if !watched.checked && !vouched.is_empty() {
@@ -248,12 +267,33 @@ impl CatchUp {
 
     /// Whether a head's author's server sees to it that a server holds it.
     fn is_vouched_for(&self, watched: &Watched, server: &ServerName) -> bool {
-        let Some(author) = &watched.by_author else {
+        // Of what goes over the topic, its author sends itself to a few only.
+        let Some(author) = watched.by_author.as_ref().filter(|_| !watched.by_topic) else {
             return false;
         };
         let unreached = self.unreached.get(&(watched.room.clone(), author.clone()));
         unreached.is_none_or(|unreached| !unreached.contains(server))
     }
+}
+
+/// Those of some servers that are next to one in the order of their names, taken as a ring: so many at the most, half of them
+/// on either side.
+pub fn neighbours<'a>(
+    own: &ServerName,
+    servers: impl IntoIterator<Item = &'a OwnedServerName>,
+    count: usize,
+) -> BTreeSet<&'a OwnedServerName> {
+    let (mut after, mut ring): (Vec<_>, Vec<_>) = servers
+        .into_iter()
+        .filter(|server| **server != *own)
+        .partition(|server| ***server > *own);
+    after.sort_unstable();
+    ring.sort_unstable();
+    // Beginning with the next one, ending with the one before.
+    after.append(&mut ring);
+    let before = after.len().saturating_sub(count / 2);
+    let next = after.iter().take(count - count / 2);
+    next.chain(after.iter().skip(before)).copied().collect()
 }
 
 /// Has something done about a room then, or sooner if that is due already.

@@ -7,8 +7,8 @@ use std::{
 
 use kith_engine::{
     CatchUp, Compared, Looked, Pulled, Task,
-    limits::{CHECK_AFTER, JOIN_HEADS_AFTER, MAX_EXTREMITIES, TELL_AFTER},
-    whom_to_ask,
+    limits::{CHECK_AFTER, JOIN_HEADS_AFTER, MAX_EXTREMITIES, TELL_AFTER, TOPIC_CHECK_AFTER},
+    neighbours, whom_to_ask,
 };
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
 
@@ -259,4 +259,47 @@ fn silence_is_waited_out() {
     assert!(waits.is_sorted() && waits[5] >= Duration::from_secs(8), "{waits:?}");
     let none = whom_to_ask(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new(), &BTreeSet::new());
     assert_eq!(none, None);
+}
+
+#[test]
+fn what_went_over_a_topic_is_told_to_neighbours_only() {
+    let members = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let connected: Vec<&str> = members
+        .iter()
+        .copied()
+        .filter(|name| !["b", "d"].contains(name))
+        .collect();
+    for own in [true, false] {
+        let mut node = Node::new(&members, &connected);
+        node.moved("1", own);
+        node.catch_up.handle_by_topic(&event("1"));
+        assert!(node.after(TELL_AFTER, &["1"]).is_empty());
+        node.catch_up.handle_holder(&event("1"), &server("c"), false);
+        let mut told = node.after(TOPIC_CHECK_AFTER - TELL_AFTER, &["1"]);
+        while let Some(due) = node.catch_up.next_due() {
+            told.extend(node.after(due.saturating_sub(node.now), &["1"]));
+        }
+        told.sort();
+        told.dedup();
+        assert_eq!(told, ["a", "e", "l"], "own: {own}");
+    }
+}
+
+#[test]
+fn neighbours_are_next_in_the_ring_of_names() {
+    let servers: Vec<OwnedServerName> = ["e", "a", "c", "b", "d"].map(server).into();
+    for (own, count, expected) in [
+        ("b", 2, "ac"),
+        ("a", 2, "be"),
+        ("e", 3, "abd"),
+        ("b", 4, "acde"),
+        ("b", 9, "acde"),
+        ("bb", 2, "bc"),
+        ("b", 0, ""),
+        ("b", 1, "c"),
+    ] {
+        let found = neighbours(&server(own), &servers, count);
+        let found: String = found.into_iter().map(|server| server.as_str()).collect();
+        assert_eq!(found, expected, "{own} {count}");
+    }
 }

@@ -16,6 +16,7 @@ use crate::{
     homeserver::{
         Answer,
         rooms::{DELAYED_INVITE, DelayedInvite},
+        topics::{NEW_TOPIC, TopicContent},
     },
 };
 
@@ -69,6 +70,14 @@ async fn handle_edu(hs: &Homeserver, peer: &ServerName, edu: &Raw<Edu>) -> Resul
         let invite = edu.get_field::<DelayedInvite>("content").map_err(malformed)?;
         let invite = invite.ok_or_else(|| Error::bad_json("an invite without content"))?;
         return hs.rooms.handle_invite(peer, invite.into()).await.map(drop);
+    }
+    if edu.get_field::<String>("edu_type").map_err(malformed)?.as_deref() == Some(NEW_TOPIC) {
+        let content = edu.get_field::<TopicContent>("content").map_err(malformed)?;
+        let content = content.ok_or_else(|| Error::bad_json("a topic without content"))?;
+        // It may be of a room that is being entered.
+        hs.rooms.settle(&content.room_id).await;
+        let topics = [(content.room_id, content.topic)].into();
+        return hs.topics.handle_told(peer, topics).await;
     }
     let edu = edu.deserialize().map_err(malformed)?;
     match edu {

@@ -30,6 +30,7 @@ pub mod timeline;
 mod to_device;
 #[cfg(test)]
 mod to_device_tests;
+pub mod topics;
 mod turns;
 mod user_directory;
 mod verify;
@@ -57,6 +58,7 @@ pub use server_keys::{KeyRing, ServerKeys};
 pub use sync::Sync;
 pub use timeline::Timeline;
 pub use to_device::ToDevice;
+pub use topics::Topics;
 pub use user_directory::{FoundUsers, UserDirectory};
 
 use std::ops::Deref;
@@ -108,6 +110,8 @@ pub struct Services {
     pub archive: Archive,
     /// What is read of rooms.
     pub timeline: Timeline,
+    /// What members of larger rooms pass on to each other.
+    pub topics: Topics,
     /// Rooms, as their members change them.
     pub rooms: Rooms,
     /// Events of other servers.
@@ -141,9 +145,11 @@ impl Homeserver {
         let reports = Reports::new(context.clone());
         let archive = Archive::new(context.clone());
         let timeline = Timeline::new(context.clone());
+        let topics = Topics::new(context.clone(), outbox.clone(), news.clone());
         let rooms = Rooms::new(
             context.clone(),
             outbox.clone(),
+            topics.clone(),
             server_keys.clone(),
             profiles.clone(),
             push.clone(),
@@ -154,9 +160,10 @@ impl Homeserver {
             outbox.clone(),
             server_keys.clone(),
             rooms.clone(),
+            topics.clone(),
             news.clone(),
         );
-        let catch_up = CatchUp::new(context.clone(), incoming.clone(), rooms.clone(), news);
+        let catch_up = CatchUp::new(context.clone(), incoming.clone(), rooms.clone(), topics.clone(), news);
         timeline.set_history(Arc::new(incoming.clone()));
         let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
         let sync = Sync::new(
@@ -188,6 +195,7 @@ impl Homeserver {
                 incoming,
                 catch_up,
                 timeline,
+                topics,
                 rooms,
                 sync,
                 ephemeral,
@@ -201,6 +209,8 @@ impl Homeserver {
         self.media.start().await?;
         self.presence.start();
         self.rooms.start();
+        self.topics.start().await?;
+        self.incoming.start(&self.admission);
         self.catch_up.start();
         self.outbox.start().await
     }
@@ -211,6 +221,8 @@ impl Homeserver {
         self.keys.shutdown().await;
         self.presence.shutdown().await;
         self.rooms.shutdown().await;
+        self.topics.shutdown().await;
+        self.incoming.shutdown().await;
         self.catch_up.shutdown().await;
         self.outbox.shutdown().await;
     }

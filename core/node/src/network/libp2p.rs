@@ -170,6 +170,10 @@ impl Network for Libp2p {
         })
     }
 
+    fn has_topics(&self) -> bool {
+        true
+    }
+
     fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
         Some(self.inner.messages.subscribe())
     }

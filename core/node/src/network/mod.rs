@@ -201,6 +201,11 @@ pub trait Network: Send + Sync + 'static {
         Err(PublishError::NotFollowed)
     }
 
+    /// Whether there are topics at all.
+    fn has_topics(&self) -> bool {
+        false
+    }
+
     /// Messages of the topics that are followed, from now on; never those published here. What a lagging receiver misses is
     /// lost. None from a network that has no topics.
     fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {

@@ -3,7 +3,7 @@
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 /// A JSON client on a node's own router. Cheap to clone; clones are the same device.
@@ -27,6 +27,16 @@ impl Client {
             user_id: String::new(),
             device_id: String::new(),
         }
+    }
+
+    /// The first device of a new user, with password `secret`.
+    pub(crate) async fn registered(router: Router, localpart: &str) -> Self {
+        let mut client = Self::new(router);
+        let body = json!({"username": localpart, "password": "secret", "auth": {"type": "m.login.dummy"}});
+        let (status, answer) = client.post("/_matrix/client/v3/register", body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        client.adopt(&answer);
+        client
     }
 
     /// The same device, on another router.

@@ -184,12 +184,7 @@ impl Node {
 
     /// Registers a user with password `secret` and returns its first device.
     pub(crate) async fn register(&self, localpart: &str) -> Client {
-        let mut client = self.client();
-        let body = json!({"username": localpart, "password": "secret", "auth": {"type": "m.login.dummy"}});
-        let (status, answer) = client.post("/_matrix/client/v3/register", body).await;
-        assert_eq!(status, StatusCode::OK, "{answer}");
-        client.adopt(&answer);
-        client
+        Client::registered(client_api::router(self.hs.clone()), localpart).await
     }
 
     /// Logs a registered user in on a further device.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use kith_identity::{TopicKey, TopicName};
 use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -16,7 +17,7 @@ use tower::ServiceExt;
 
 use crate::{
     federation::Peer,
-    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus},
+    network::{Limits, Network, NetworkError, PeerEvent, PeerPath, PeerStatus, PublishError, TopicMessage},
 };
 
 /// What joins the nodes: requests go straight into the other's federation router, with the caller as [`Peer`].
@@ -50,6 +51,9 @@ struct WiresInner {
     held: Vec<(String, Arc<Semaphore>)>,
     /// Answers that lie: of one node or of any, by part of the request's path.
     lies: Vec<(Option<OwnedServerName>, String, Lie)>,
+    /// Messages of topics so far, and whether they are lost from now on.
+    published: Vec<(OwnedServerName, Bytes)>,
+    loses_gossip: bool,
     /// Requests that are never answered: to one node or to any, by part of their path.
     lost: Vec<(Option<OwnedServerName>, String)>,
 }
@@ -61,6 +65,9 @@ struct End {
     router: Option<Router>,
     up: bool,
     events: broadcast::Sender<PeerEvent>,
+    /// The topics that it follows, and among whom.
+    topics: BTreeMap<TopicName, BTreeSet<OwnedServerName>>,
+    messages: broadcast::Sender<TopicMessage>,
 }
 
 fn pair(a: &ServerName, b: &ServerName) -> (OwnedServerName, OwnedServerName) {
@@ -187,6 +194,26 @@ impl Wires {
         of_it.count()
     }
 
+    /// From now on what is told over topics reaches nobody, or everybody again.
+    pub(crate) fn lose_gossip(&self, lost: bool) {
+        self.lock().loses_gossip = lost;
+    }
+
+    /// What was told over topics so far, and by whom.
+    pub(crate) fn published(&self) -> Vec<(OwnedServerName, Bytes)> {
+        self.lock().published.clone()
+    }
+
+    /// Changes when something was sent or followed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.1.subscribe()
+    }
+
+    /// The topics that a node follows.
+    pub(crate) fn followed(&self, name: &ServerName) -> BTreeSet<TopicName> {
+        self.lock().nodes[name].topics.keys().cloned().collect()
+    }
+
     /// From now on all requests arrive again.
     pub(crate) fn lose_nothing(&self) {
         self.lock().lost.clear();
@@ -219,6 +246,8 @@ impl Wires {
             router: None,
             up: true,
             events: broadcast::channel(64).0,
+            topics: BTreeMap::new(),
+            messages: broadcast::channel(256).0,
         };
         self.lock().nodes.insert(name, end);
     }
@@ -345,5 +374,60 @@ impl Network for MemoryNetwork {
                 addresses: Vec::new(),
             })
             .collect()
+    }
+
+    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
+        if let Some(end) = self.wires.lock().nodes.get_mut(&self.me) {
+            end.topics.insert(topic.name(), members.into_iter().collect());
+        }
+        self.wires.1.send_replace(());
+    }
+
+    async fn unfollow(&self, topic: &TopicName) {
+        if let Some(end) = self.wires.lock().nodes.get_mut(&self.me) {
+            end.topics.remove(topic);
+        }
+        self.wires.1.send_replace(());
+    }
+
+    /// The mesh is whole: every connected follower gets the message from who made it.
+    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError> {
+        let name = topic.name();
+        let mut inner = self.wires.lock();
+        let Some(members) = inner.nodes.get(&self.me).and_then(|end| end.topics.get(&name)).cloned() else {
+            return Err(PublishError::NotFollowed);
+        };
+        let follows = |(other, end): &(&OwnedServerName, &End)| {
+            let listens = end.topics.get(&name).is_some_and(|members| members.contains(&self.me));
+            listens && members.contains(*other) && inner.connected(&self.me, other)
+        };
+        let told: Vec<_> = inner
+            .nodes
+            .iter()
+            .filter(follows)
+            .map(|(_, end)| end.messages.clone())
+            .collect();
+        if told.is_empty() {
+            return Err(PublishError::NobodyThere);
+        }
+        inner.published.push((self.me.clone(), message.clone()));
+        for messages in told.iter().filter(|_| !inner.loses_gossip) {
+            let _ = messages.send(TopicMessage {
+                topic: name.clone(),
+                from: self.me.clone(),
+                message: message.clone(),
+            });
+        }
+        self.wires.1.send_replace(());
+        Ok(told.len())
+    }
+
+    fn has_topics(&self) -> bool {
+        true
+    }
+
+    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
+        let inner = self.wires.lock();
+        inner.nodes.get(&self.me).map(|end| end.messages.subscribe())
     }
 }

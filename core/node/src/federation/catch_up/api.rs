@@ -12,6 +12,8 @@ pub mod exchange_heads {
         metadata,
     };
 
+    use crate::homeserver::topics::ToldTopic;
+
     metadata! {
         method: POST,
         rate_limited: false,
@@ -27,6 +29,9 @@ pub mod exchange_heads {
         /// Servers in these rooms that the asking one cannot tell itself what it sends there: up to 100 a room.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub unreached: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
+        /// The secrets of those rooms' topics that have one.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub topics: BTreeMap<OwnedRoomId, ToldTopic>,
     }
 
     /// The same rooms, without those that are not the asking server's business; a room that it was removed from as it was then.
@@ -40,6 +45,9 @@ pub mod exchange_heads {
         /// Those that it has left, and knows it.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         pub left: BTreeSet<OwnedRoomId>,
+        /// The secrets of topics, as the answering server has them.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub topics: BTreeMap<OwnedRoomId, ToldTopic>,
     }
 
     impl Request {
@@ -48,6 +56,7 @@ pub mod exchange_heads {
             Self {
                 rooms,
                 unreached: BTreeMap::new(),
+                topics: BTreeMap::new(),
             }
         }
     }
@@ -59,6 +68,7 @@ pub mod exchange_heads {
                 rooms,
                 holds: BTreeSet::new(),
                 left: BTreeSet::new(),
+                topics: BTreeMap::new(),
             }
         }
     }

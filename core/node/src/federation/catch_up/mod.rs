@@ -22,10 +22,15 @@ async fn exchange_heads(
     args: Args<exchange_heads::Request>,
 ) -> Result<exchange_heads::Response, Error> {
     let Peer(peer) = args.caller;
-    let exchange_heads::Request { rooms, unreached } = args.request;
-    let exchanged = hs.catch_up.handle_exchange(peer, rooms, unreached).await?;
+    let exchange_heads::Request {
+        rooms,
+        unreached,
+        topics,
+    } = args.request;
+    let exchanged = hs.catch_up.handle_exchange(peer, rooms, unreached, topics).await?;
     let mut response = exchange_heads::Response::new(exchanged.rooms);
     (response.holds, response.left) = (exchanged.holds, exchanged.left);
+    response.topics = exchanged.topics;
     Ok(response)
 }
 

@@ -10,7 +10,7 @@ use super::{CatchUp, Shared};
 use crate::{
     Error,
     federation::{catch_up::api::exchange_heads, client},
-    homeserver::{incoming::not_in_graph, terms::Terms},
+    homeserver::{incoming::not_in_graph, terms::Terms, topics::ToldTopic},
     network::NetworkError,
 };
 
@@ -24,6 +24,8 @@ struct Common {
     rooms: BTreeMap<OwnedRoomId, (Terms, Heads)>,
     /// Those that this server left, as the other one may know.
     left: BTreeSet<OwnedRoomId>,
+    /// The secrets of those that both are in.
+    topics: BTreeMap<OwnedRoomId, ToldTopic>,
 }
 
 impl Common {
@@ -52,6 +54,8 @@ pub struct Exchanged {
     pub holds: BTreeSet<OwnedRoomId>,
     /// Those that this server has left.
     pub left: BTreeSet<OwnedRoomId>,
+    /// The secrets of their topics.
+    pub topics: BTreeMap<OwnedRoomId, ToldTopic>,
 }
 
 /// Members whom a server cannot tell itself, by room.
@@ -65,12 +69,14 @@ impl CatchUp {
         peer: OwnedServerName,
         rooms: Told,
         unreached: Unreached,
+        topics: BTreeMap<OwnedRoomId, ToldTopic>,
     ) -> Result<Exchanged, Error> {
         if rooms.len() > MAX_ROOMS_PER_EXCHANGE || !rooms.values().all(Heads::is_sound) {
             return Err(Error::invalid_param(format!(
                 "heads are told of at most {MAX_ROOMS_PER_EXCHANGE} rooms at once"
             )));
         }
+        self.shared.topics.handle_told(&peer, topics).await?;
         let own = self.shared.common(&peer, rooms.keys().cloned().collect()).await?;
         let holds = self.shared.compare(&peer, &own, &rooms).await?;
         let elsewhere = rooms.keys().filter(|room| !own.is_shared(room)).cloned().collect();
@@ -85,6 +91,7 @@ impl CatchUp {
             rooms: own.told(),
             holds,
             left: own.left,
+            topics: own.topics,
         })
     }
 }
@@ -140,7 +147,9 @@ impl Shared {
             request.unreached = spoken_of
                 .map(|(room, servers)| (room.clone(), servers.clone()))
                 .collect();
+            request.topics.clone_from(&own.topics);
             let mut answer = client::request(&self.ctx, server, request).await?;
+            self.topics.handle_told(server, answer.topics).await?;
             answer.rooms.retain(|_, heads| heads.is_sound());
             self.compare(server, &own, &answer.rooms).await?;
             for room in answer.holds {
@@ -178,6 +187,11 @@ impl Shared {
                     common.left.insert(room.clone());
                 }
                 let heads = terms.heads(txn, &room)?;
+                if matches!(terms, Terms::Members)
+                    && let Some(told) = ToldTopic::of(txn, &room)?
+                {
+                    common.topics.insert(room.clone(), told);
+                }
                 common.rooms.insert(room, (terms, heads));
             }
             Ok::<_, Error>(common)

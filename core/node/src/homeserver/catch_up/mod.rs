@@ -26,7 +26,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{Context, Incoming, Rooms, tasks::Tasks};
+use super::{Context, Incoming, Rooms, Topics, tasks::Tasks};
 
 pub use news::News;
 
@@ -42,6 +42,7 @@ struct Shared {
     ctx: Context,
     incoming: Incoming,
     rooms: Rooms,
+    topics: Topics,
     news: News,
     decisions: Mutex<Decisions>,
     /// Something was decided outside of the loop.
@@ -51,13 +52,14 @@ struct Shared {
 
 impl CatchUp {
     /// Makes the service; it asks nobody before [`CatchUp::start`].
-    pub fn new(ctx: Context, incoming: Incoming, rooms: Rooms, news: News) -> Self {
+    pub fn new(ctx: Context, incoming: Incoming, rooms: Rooms, topics: Topics, news: News) -> Self {
         let decisions = Mutex::new(Decisions::new(ctx.server_name.clone()));
         Self {
             shared: Arc::new(Shared {
                 ctx,
                 incoming,
                 rooms,
+                topics,
                 news,
                 decisions,
                 changed: Notify::new(),

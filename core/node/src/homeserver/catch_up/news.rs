@@ -2,12 +2,12 @@
 //! them. It decides nothing, and reads no clock, since it is told from the writer's thread too.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kith_engine::{Applied, CheckedPdu, limits::FEW_HEADS};
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, ServerName};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::Notify;
 
 /// News of holders that wait to be taken up; the oldest make room, at the cost of telling somebody twice.
@@ -34,6 +34,10 @@ pub(super) struct Waiting {
     pub(super) removals: VecDeque<Removal>,
     /// Servers that hold an event; whether it is theirs and they sent it here.
     pub(super) holders: VecDeque<(OwnedEventId, OwnedServerName, bool)>,
+    /// Members whose heads, and secrets of topics, are to be compared with.
+    pub(super) to_compare: BTreeSet<(OwnedServerName, OwnedRoomId)>,
+    /// Events that went over their room's topic.
+    pub(super) by_topic: VecDeque<OwnedEventId>,
     /// Events that a server sent before what comes before them could be had: to be pulled.
     pub(super) unconnected: VecDeque<Unconnected>,
 }
@@ -110,6 +114,29 @@ impl News {
             waiting.holders.push_back((event, server.clone(), author));
             if waiting.holders.len() > MAX_WAITING {
                 waiting.holders.pop_front();
+            }
+        }
+        self.inner.arrived.notify_one();
+    }
+
+    /// Events came over their room's topic, or were told there: most members have them.
+    pub(crate) fn note_by_topic(&self, events: impl IntoIterator<Item = OwnedEventId>) {
+        let mut waiting = self.lock();
+        for event in events {
+            waiting.by_topic.push_back(event);
+            if waiting.by_topic.len() > MAX_WAITING {
+                waiting.by_topic.pop_front();
+            }
+        }
+        self.inner.arrived.notify_one();
+    }
+
+    /// These members of a room may lack what came to be known here.
+    pub(crate) fn note_to_compare(&self, room: &RoomId, servers: impl IntoIterator<Item = OwnedServerName>) {
+        let mut waiting = self.lock();
+        for server in servers {
+            if waiting.to_compare.len() < MAX_WAITING {
+                waiting.to_compare.insert((server, room.to_owned()));
             }
         }
         self.inner.arrived.notify_one();

@@ -114,6 +114,12 @@ impl Shared {
         for (event, server, author) in news.holders {
             decisions.handle_holder(&event, &server, author);
         }
+        for (server, room) in news.to_compare {
+            decisions.compare(&server, &room);
+        }
+        for event in news.by_topic {
+            decisions.handle_by_topic(&event);
+        }
         for unconnected in news.unconnected {
             let compared = Compared {
                 room: unconnected.room,
@@ -140,20 +146,23 @@ impl Shared {
                     unheld.push(id);
                 }
             }
-            let mut servers = txn.joined_servers(&wanted)?;
+            let members = txn.joined_servers(&wanted)?;
+            let mut servers = members.clone();
             let departure = txn.departure(&wanted, &own)?;
             if departure.is_some_and(|departure| departure.own_act && !departure.known) {
                 // Those who stay must hear of it from here.
                 servers.push(own);
             }
-            Ok::<_, Error>(Looked {
+            let looked = Looked {
                 heads: txn.forward_extremities(&wanted)?,
                 servers,
                 unheld,
-            })
+            };
+            Ok::<_, Error>((looked, members))
         });
         match read.await {
-            Ok(looked) => {
+            Ok((looked, members)) => {
+                self.topics.handle_members(&room, &members).await;
                 let (now, random) = (self.now(), self.ctx.world.rng().next_u64());
                 self.decisions().handle_looked(&room, &looked, now, random);
             }

@@ -7,6 +7,7 @@ mod gap;
 mod history;
 mod pull;
 mod reconcile;
+mod topic;
 mod transaction;
 mod unconnected;
 
@@ -16,9 +17,12 @@ pub use transaction::Answer;
 #[cfg(test)]
 mod tests;
 
-use ruma::{OwnedRoomId, OwnedServerName};
+use std::sync::Arc;
 
-use super::{Context, News, Outbox, Rooms, ServerKeys, turns::Turns};
+use ruma::{OwnedRoomId, OwnedServerName};
+use tokio::sync::Semaphore;
+
+use super::{Context, News, Outbox, Rooms, ServerKeys, Topics, tasks::Tasks, turns::Turns};
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -27,24 +31,38 @@ pub struct Incoming {
     outbox: Outbox,
     server_keys: ServerKeys,
     rooms: Rooms,
+    topics: Topics,
     news: News,
     /// A server's transactions are taken one after another: a repetition waits for what it repeats.
     transactions: Turns<OwnedServerName>,
     /// A room's gaps are filled one after another, since what fills one often fills the next.
     filling: Turns<OwnedRoomId>,
+    /// Places for what comes over topics before its past.
+    heard_early: Arc<Semaphore>,
+    tasks: Tasks,
 }
 
 impl Incoming {
     /// Makes the service.
-    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, rooms: Rooms, news: News) -> Self {
+    pub fn new(
+        ctx: Context,
+        outbox: Outbox,
+        server_keys: ServerKeys,
+        rooms: Rooms,
+        topics: Topics,
+        news: News,
+    ) -> Self {
         Self {
             ctx,
             outbox,
             server_keys,
             rooms,
+            topics,
             news,
             transactions: Turns::default(),
             filling: Turns::default(),
+            heard_early: Arc::new(Semaphore::new(topic::MAX_HEARD_EARLY)),
+            tasks: Tasks::new(),
         }
     }
 }

@@ -85,7 +85,7 @@ impl Incoming {
         last: bool,
     ) -> Result<Received, Error> {
         let mut received = Received::default();
-        let sorted = self.sort(transaction, pdus, &mut received).await?;
+        let sorted = self.sort(&transaction.peer, pdus, &mut received).await?;
         let unchecked = self.drop_known(sorted, &mut received).await?;
         let mut genuine = Vec::with_capacity(unchecked.len());
         let mut sent = Vec::with_capacity(unchecked.len());
@@ -130,9 +130,9 @@ impl Incoming {
     }
 
     /// Parses the events of rooms that this node is in, in the order in which they came.
-    async fn sort(
+    pub(super) async fn sort(
         &self,
-        transaction: &Transaction,
+        peer: &ServerName,
         pdus: Vec<Box<RawValue>>,
         received: &mut Received,
     ) -> Result<Vec<UncheckedPdu>, Error> {
@@ -141,10 +141,10 @@ impl Incoming {
             match room_of(&pdu) {
                 Some(room) => by_room.entry(room).or_default().push((place, pdu)),
                 // Without its room, an event has no version and hence no id: there is nothing to answer to.
-                None => tracing::info!(peer = %transaction.peer, "an event without a room; ignored"),
+                None => tracing::info!(%peer, "an event without a room; ignored"),
             }
         }
-        let gates = self.gates(transaction, by_room.keys().cloned().collect()).await?;
+        let gates = self.gates(peer, by_room.keys().cloned().collect()).await?;
         let mut sorted = Vec::new();
         for (room, pdus) in by_room {
             let (places, pdus): (Vec<usize>, Vec<Box<RawValue>>) = pdus.into_iter().unzip();
@@ -163,7 +163,7 @@ impl Incoming {
                         pdu.event_id().to_owned(),
                         Err("the room's access list keeps your server out".to_owned()),
                     ),
-                    Err(error) => tracing::info!(peer = %transaction.peer, %room, %error, "a malformed event; ignored"),
+                    Err(error) => tracing::info!(%peer, %room, %error, "a malformed event; ignored"),
                 }
             }
         }
@@ -171,12 +171,8 @@ impl Incoming {
         Ok(sorted.into_iter().map(|sorted| sorted.pdu).collect())
     }
 
-    async fn gates(
-        &self,
-        transaction: &Transaction,
-        rooms: Vec<OwnedRoomId>,
-    ) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
-        let mut gates = self.gates_now(transaction, rooms).await?;
+    async fn gates(&self, peer: &ServerName, rooms: Vec<OwnedRoomId>) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
+        let mut gates = self.gates_now(peer, rooms).await?;
         let is_outside = |(room, gate): (&OwnedRoomId, &Gate)| matches!(gate, Gate::Outside).then(|| room.clone());
         let outside: Vec<OwnedRoomId> = gates.iter().filter_map(is_outside).collect();
         if outside.is_empty() {
@@ -186,16 +182,12 @@ impl Incoming {
         for room in &outside {
             self.rooms.settle(room).await;
         }
-        gates.extend(self.gates_now(transaction, outside).await?);
+        gates.extend(self.gates_now(peer, outside).await?);
         Ok(gates)
     }
 
-    async fn gates_now(
-        &self,
-        transaction: &Transaction,
-        rooms: Vec<OwnedRoomId>,
-    ) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
-        let (own, peer) = (self.ctx.server_name.clone(), transaction.peer.clone());
+    async fn gates_now(&self, peer: &ServerName, rooms: Vec<OwnedRoomId>) -> Result<HashMap<OwnedRoomId, Gate>, Error> {
+        let (own, peer) = (self.ctx.server_name.clone(), peer.to_owned());
         let read = self.ctx.store.read(move |txn| {
             let mut gates = HashMap::with_capacity(rooms.len());
             for room in rooms {
@@ -214,7 +206,11 @@ impl Incoming {
     }
 
     /// Leaves out events that are held already: repetitions are frequent, and checking signatures costs.
-    async fn drop_known(&self, pdus: Vec<UncheckedPdu>, received: &mut Received) -> Result<Vec<UncheckedPdu>, Error> {
+    pub(super) async fn drop_known(
+        &self,
+        pdus: Vec<UncheckedPdu>,
+        received: &mut Received,
+    ) -> Result<Vec<UncheckedPdu>, Error> {
         let ids: Vec<OwnedEventId> = pdus.iter().map(|pdu| pdu.event_id().to_owned()).collect();
         let read = self.ctx.store.read(move |txn| {
             let mut known = Vec::with_capacity(ids.len());

@@ -18,7 +18,11 @@ use serde_json::value::RawValue;
 use super::{Rooms, invite::delayed_invite_slot};
 use crate::{
     Error,
-    homeserver::{Context, keys::announce},
+    homeserver::{
+        Context,
+        keys::announce,
+        topics::{Plan, Publication, ToldTopic, topic_slot},
+    },
 };
 
 /// A commit being put together: whatever its closure does is kept together or not at all.
@@ -30,6 +34,8 @@ pub(super) struct Commit<'a, 't> {
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// Servers for which something was queued.
     wake: BTreeSet<OwnedServerName>,
+    /// Events for their rooms' topics.
+    publications: Vec<Publication>,
 }
 
 impl Rooms {
@@ -44,8 +50,9 @@ impl Rooms {
             let value = job(&mut commit)?;
             Ok::<_, Error>((value, commit.finish()?))
         });
-        let (value, wake) = write.await?;
+        let (value, (wake, publications)) = write.await?;
         self.outbox.wake(wake);
+        self.topics.publish(publications);
         Ok(value)
     }
 }
@@ -57,14 +64,16 @@ impl<'a, 't> Commit<'a, 't> {
             rooms,
             now: rooms.ctx.world.now(),
             wake: BTreeSet::new(),
+            publications: Vec::new(),
         }
     }
 
     /// Queues what follows from the whole commit: servers that share a room with a local user only now are told of the
-    /// user's devices, after the events that say so. Returns the servers to wake once the transaction is on disk.
-    fn finish(mut self) -> Result<Vec<OwnedServerName>, Error> {
+    /// user's devices, after the events that say so. Returns the servers to wake and the events to publish once the
+    /// transaction is on disk.
+    fn finish(mut self) -> Result<(BTreeSet<OwnedServerName>, Vec<Publication>), Error> {
         self.wake.extend(announce::due_lists(self.txn)?);
-        Ok(self.wake.into_iter().collect())
+        Ok((self.wake, self.publications))
     }
 
     /// Makes an event of a local user and keeps it.
@@ -129,12 +138,48 @@ impl<'a, 't> Commit<'a, 't> {
             servers.extend(self.servers(checked.room_id())?);
         }
         servers.retain(|server| !self.rooms.ctx.is_self(server) && Some(&**server) != from);
-        if !servers.is_empty() {
-            let servers: Vec<OwnedServerName> = servers.into_iter().collect();
-            self.txn.enqueue_pdu(&servers, applied.pdu.event_id())?;
-            self.wake.extend(servers);
+        self.pass_on(&applied.pdu, servers)?;
+        if let Some(from) = from {
+            self.hand_out_topic(&applied.pdu, from)?;
         }
         Ok(applied.pdu)
+    }
+
+    /// Has servers sent an event: over the room's topic, if it has one that can be used, else each by itself.
+    fn pass_on(&mut self, pdu: &Pdu, servers: BTreeSet<OwnedServerName>) -> Result<(), Error> {
+        if servers.is_empty() {
+            return Ok(());
+        }
+        let plan = self.rooms.topics.plan(self.txn, pdu.room_id(), &servers, self.now)?;
+        let Some(Plan { secret, direct, rest }) = plan else {
+            let servers: Vec<OwnedServerName> = servers.into_iter().collect();
+            self.txn.enqueue_pdu(&servers, pdu.event_id())?;
+            self.wake.extend(servers);
+            return Ok(());
+        };
+        self.txn.enqueue_pdu(&direct, pdu.event_id())?;
+        self.txn.enqueue_pdu(&rest, pdu.event_id())?;
+        self.wake.extend(direct);
+        self.publications.push(Publication {
+            room: pdu.room_id().to_owned(),
+            secret,
+            event: pdu.event_id().to_owned(),
+            json: pdu.to_raw(),
+            rest,
+        });
+        Ok(())
+    }
+
+    /// Whoever was let in is told the secret of the room's topic.
+    fn hand_out_topic(&mut self, pdu: &Pdu, to: &ServerName) -> Result<(), Error> {
+        if membership_of(pdu) != Some(MembershipState::Join) {
+            return Ok(());
+        }
+        if let Some(told) = ToldTopic::of(self.txn, pdu.room_id())? {
+            let edu = told.edu(pdu.room_id())?;
+            self.enqueue_edu(to, &topic_slot(pdu.room_id()), &edu)?;
+        }
+        Ok(())
     }
 
     /// Queues news for another server, in place of older ones in the same slot.

@@ -34,13 +34,14 @@ use std::sync::Arc;
 use ruma::OwnedRoomId;
 use tokio::sync::Notify;
 
-use super::{Context, News, Outbox, Profiles, Push, ServerKeys, tasks::Tasks, turns::Turns};
+use super::{Context, News, Outbox, Profiles, Push, ServerKeys, Topics, tasks::Tasks, turns::Turns};
 
 /// The rooms service. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
     ctx: Context,
     outbox: Outbox,
+    topics: Topics,
     server_keys: ServerKeys,
     profiles: Profiles,
     push: Push,
@@ -59,6 +60,7 @@ impl Rooms {
     pub fn new(
         ctx: Context,
         outbox: Outbox,
+        topics: Topics,
         server_keys: ServerKeys,
         profiles: Profiles,
         push: Push,
@@ -67,6 +69,7 @@ impl Rooms {
         Self {
             ctx,
             outbox,
+            topics,
             server_keys,
             profiles,
             push,
