@@ -6,6 +6,7 @@ mod catch_up;
 mod checks;
 mod convergence;
 mod forks;
+mod gaps;
 mod handshakes;
 mod oracle;
 mod redactions;
