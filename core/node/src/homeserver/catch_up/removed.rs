@@ -264,6 +264,7 @@ async fn who_was_removed_and_invited_again_while_away_sees_the_invite() {
     let [a, b] = [&cluster[0], &cluster[1]];
     cluster.wires.lose(SENDS);
     cluster.wires.lose("/org.kith/heads");
+    let before = clients[1].get_ok("/_matrix/client/v3/sync").await["next_batch"].clone();
     remove(&clients[0], "kick", &room, &clients[1].user_id).await;
     // The invite is handed over, though what came before it is not.
     clients[0]
@@ -274,8 +275,11 @@ async fn who_was_removed_and_invited_again_while_away_sees_the_invite() {
     b.go_down();
     b.come_up();
     until_membership(b, &room, &clients[1].user_id, MembershipState::Leave).await;
-    let sync = clients[1].get_ok("/_matrix/client/v3/sync").await;
-    assert!(sync["rooms"]["invite"].get(room.as_str()).is_some(), "{sync}");
+    let since = format!("/_matrix/client/v3/sync?since={}", before.as_str().unwrap());
+    for path in ["/_matrix/client/v3/sync", &since] {
+        let sync = clients[1].get_ok(path).await;
+        assert!(sync["rooms"]["invite"].get(room.as_str()).is_some(), "{sync}");
+    }
     clients[1].post_ok(&at(&room, "join"), json!({})).await;
     say(&clients[0], &room, "here again").await;
     until_text(b, &room, "here again").await;
@@ -486,4 +490,35 @@ async fn who_left_may_know_what_came_before_and_nothing_that_came_since() {
         terms.known_of(txn, &room, &asked)
     });
     assert_eq!(read.await.unwrap(), ids(&[&before, &leave]));
+}
+
+#[tokio::test]
+async fn an_invite_by_who_has_not_heard_of_the_join_moves_nobody() {
+    let cluster = Cluster::start(3).await;
+    let [a, b, c] = [&cluster[0], &cluster[1], &cluster[2]];
+    let alice = a.register("alice").await;
+    let body = json!({"preset": "public_chat", "power_level_content_override": {"invite": 0}});
+    let answer = alice.post_ok("/_matrix/client/v3/createRoom", body).await;
+    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
+    let (bob, carol) = (b.register("bob").await, c.register("carol").await);
+    join(&carol, &room, a).await;
+    until_alike(&[a, c], &room).await;
+    cluster.wires.lose(SENDS);
+    cluster.wires.lose("/org.kith/heads");
+    // Of the first invite nobody hears: the second one builds upon what bob's node does not hold.
+    cluster.wires.cut(&b.name, &c.name);
+    let invite = json!({"user_id": bob.user_id});
+    carol.post(&at(&room, "invite"), invite.clone()).await;
+    join(&bob, &room, a).await;
+    let before = bob.get_ok("/_matrix/client/v3/sync").await["next_batch"].clone();
+    cluster.wires.mend(&b.name, &c.name);
+    let told = cluster.wires.requests_to(&b.name, "/invite/");
+    carol.post_ok(&at(&room, "invite"), invite).await;
+    assert_eq!(cluster.wires.requests_to(&b.name, "/invite/"), told + 1);
+    let since = format!("/_matrix/client/v3/sync?since={}", before.as_str().unwrap());
+    let sync = bob.get_ok(&since).await;
+    assert!(sync["rooms"]["invite"].get(room.as_str()).is_none(), "{sync}");
+    let sync = bob.get_ok("/_matrix/client/v3/sync").await;
+    assert!(sync["rooms"]["invite"].get(room.as_str()).is_none(), "{sync}");
+    assert!(sync["rooms"]["join"].get(room.as_str()).is_some(), "{sync}");
 }

@@ -109,9 +109,15 @@ impl Snapshot<'_> {
         let user = &self.query.session.user_id;
         let since = self.since.unwrap_or(Seq(0));
         let mut outside = BTreeSet::new();
-        for standing in self.txn.outside_memberships_between(user, since, self.upto)? {
+        for standing in self.txn.outside_memberships_between(user, Seq(0), self.upto)? {
             let room = standing.room_id.clone();
-            if !self.query.filter.rooms.contains(&room) {
+            let member = self.txn.member(&room, user)?;
+            // What this node itself knows of its user counts, until it hears that the user is in the room no more.
+            let joined = member
+                .as_ref()
+                .is_some_and(|member| member.membership == MembershipState::Join);
+            let told = member.map_or(standing.seq, |member| standing.seq.max(member.seq));
+            if joined || told <= since || !self.query.filter.rooms.contains(&room) {
                 continue;
             }
             outside.insert(room.clone());
