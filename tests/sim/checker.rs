@@ -248,9 +248,10 @@ impl Room {
             let Some(client) = clients.iter().find(|client| client.node == held.node) else {
                 continue;
             };
-            if !held.joined.contains(&client.user) || !self.is_steady(&client.user) {
+            if !held.joined.contains(&client.user) {
                 continue;
             }
+            // Everybody reads to the beginning: what only who left still has is fetched then, and no gap may stay.
             let seen = match timeline_of(client, &self.id).await {
                 Ok(seen) => seen,
                 Err(finding) => {
@@ -258,6 +259,9 @@ impl Room {
                     continue;
                 }
             };
+            if !self.is_steady(&client.user) {
+                continue;
+            }
             self.check_shown(&sent, held, &client.user, &seen, findings);
             let observer = observers.iter().find(|observer| observer.client.user == client.user);
             let Some(observer) = observer else { continue };

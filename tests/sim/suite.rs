@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What the suite of `make test` runs.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 30;
 const NODES: usize = 10;
 /// So many of them are run again, and must do the same again.
 const REPLAYS: u64 = 10;
