@@ -39,7 +39,10 @@ impl Rooms {
             return Ok(());
         }
         let room = applied.pdu.room_id();
-        if !is_invited_after(txn, &user, &applied.pdu)? {
+        // What lost against another event, as in a fork, moves nobody.
+        let current = txn.member(room, &user)?;
+        let moved = current.is_some_and(|current| current.event_id == applied.pdu.event_id());
+        if moved && !is_invited_after(txn, &user, &applied.pdu)? {
             txn.remove_outside_membership(&user, room)?;
         }
         if matches!(
