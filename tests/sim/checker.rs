@@ -196,9 +196,11 @@ impl Room {
 
     /// Whoever is in the room holds everything that somebody shows, but for what was before its time.
     async fn check_events(&self, world: &World, findings: &mut Vec<Finding>) {
+        let refused = self.refused(world).await;
         for held in &self.held {
-            let before = self.before(held);
-            let wanted: Vec<OwnedEventId> = self.events.keys().filter(|id| !before.contains(*id)).cloned().collect();
+            let mut passed = self.before(held);
+            passed.extend(refused.iter().cloned());
+            let wanted: Vec<OwnedEventId> = self.events.keys().filter(|id| !passed.contains(*id)).cloned().collect();
             let Some(hs) = world.homeserver(held.node) else {
                 continue;
             };
@@ -233,6 +235,44 @@ impl Room {
                 )));
             }
         }
+    }
+
+    /// What only its author's server shows, having kept it before it heard of what forbids it: somebody else has it and refuses
+    /// it, and nobody else accepts it. Who never heard of it would not show it either, and nothing leads there: no head names
+    /// what is refused. Server-server API, "Soft failure".
+    async fn refused(&self, world: &World) -> BTreeSet<OwnedEventId> {
+        let is_own = |held: &Held, id: &OwnedEventId| {
+            let event = self.events.get(id);
+            event.is_some_and(|pdu| *pdu.sender().server_name() == *held.server)
+        };
+        let mut candidates: BTreeSet<OwnedEventId> = self.events.keys().cloned().collect();
+        let mut refused = BTreeSet::new();
+        for held in &self.held {
+            let others: Vec<OwnedEventId> = candidates.iter().filter(|id| !is_own(held, id)).cloned().collect();
+            let Some(hs) = world.homeserver(held.node) else {
+                continue;
+            };
+            let read: Result<Vec<(OwnedEventId, EventStatus)>, Error> = hs
+                .context
+                .store
+                .read(move |txn| {
+                    let mut statuses = Vec::new();
+                    for id in others {
+                        let stored = txn.event(&id)?.filter(|stored| !stored.outlier);
+                        statuses.extend(stored.map(|stored| (id, stored.status)));
+                    }
+                    Ok(statuses)
+                })
+                .await;
+            for (id, status) in read.unwrap_or_default() {
+                if status == EventStatus::Accepted {
+                    candidates.remove(&id);
+                } else {
+                    refused.insert(id);
+                }
+            }
+        }
+        candidates.intersection(&refused).cloned().collect()
     }
 
     /// Every message of somebody who was in the room all the time stands once in the timeline of everybody who was.

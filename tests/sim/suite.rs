@@ -25,10 +25,10 @@ use crate::{
 };
 
 /// What the suite of `make test` runs.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 200;
 const NODES: usize = 10;
 /// So many of them are run again, and must do the same again.
-const REPLAYS: u64 = 10;
+const REPLAYS: u64 = 20;
 /// Seeds in which nothing arrives over topics.
 const GOSSIPLESS_SEEDS: u64 = 5;
 /// Seeds that look for what was broken on purpose; each of them must find it.
