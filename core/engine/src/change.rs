@@ -2,7 +2,7 @@
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomVersionId, state_res};
 
-use crate::{EventStatus, NewState, Pdu, PduError, StateKey};
+use crate::{EventStatus, NewState, Pdu, PduError, Refuted, StateKey};
 
 /// What became of an event.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub struct Applied {
     pub withheld: bool,
     /// The state before the event; none for an outlier, and for history whose state nobody could tell.
     pub state_before: Option<NewState>,
+    /// Whether that state rests upon another server's word: it was told, or a state from which it comes was.
+    pub told: bool,
     /// The key that the event takes in the state after it: for state events that were not rejected and whose state is
     /// known. None: the state after is the state before.
     pub sets: Option<StateKey>,
@@ -72,6 +74,9 @@ pub struct Applied {
     pub forward_extremities: Option<ExtremityChange>,
     /// Redactions that take hold with this event.
     pub redactions: Vec<Redaction>,
+    /// That the event was believed, as part of a state that another server told, and is no more. Save this before the current
+    /// state, which is made of what states yield then.
+    pub refuted: Option<Refuted>,
 }
 
 impl Applied {

@@ -46,6 +46,8 @@ pub struct Extremity {
     pub state: Option<StateId>,
     /// Whose it is.
     pub author: Author,
+    /// Whether its state rests upon another server's word.
+    pub told: bool,
 }
 
 /// The extremities of which the current state is made: all, as long as their states are no more than one event could join;
@@ -107,6 +109,7 @@ mod tests {
             event: format!("${id}").try_into().unwrap(),
             state: Some(StateId(state)),
             author: Author::named(server),
+            told: false,
         }
     }
 

@@ -88,6 +88,8 @@ pub fn import_room<R: RoomReader>(
     if joined.status != EventStatus::Accepted {
         return Err(ImportError::Refused(joined.reason.unwrap_or_default()));
     }
+    // Whoever lets one in is believed: all else is judged by that.
+    joined.told = false;
     if entered.apart.is_empty() {
         joined.current_state = CurrentState::AfterEvent;
     }
@@ -194,6 +196,7 @@ impl<'a, R: RoomReader> Entered<'a, R> {
             pdu: applied.pdu.clone(),
             status: applied.status,
             outlier: true,
+            told: false,
         };
         self.events.borrow_mut().insert(applied.event_id().to_owned(), stored);
     }

@@ -26,6 +26,7 @@ mod pull;
 mod reader;
 mod receive;
 mod reconcile;
+mod refute;
 mod resolve;
 mod stripped;
 #[cfg(feature = "testing")]
@@ -55,6 +56,7 @@ pub use pull::{Ask, Pull};
 pub use reader::{EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu};
 pub use receive::{JOINS_HEADS, receive, receive_history, receive_outlier, receive_with_state};
 pub use reconcile::{EventSet, ReconcileError, Reconciliation, SetKey, answer_reconciliation};
+pub use refute::Refuted;
 pub use resolve::resolve;
 pub use stripped::{STRIPPED_TYPES, prune_stripped_state, stripped_state};
 pub use view::{RoomView, membership_of};

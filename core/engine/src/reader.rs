@@ -20,7 +20,8 @@ pub type StateKey = (StateEventType, String);
 /// A whole room state: which event stands under each key. Ordered, so that walks are deterministic.
 pub type StateMap = BTreeMap<StateKey, OwnedEventId>;
 
-/// Names one immutable room state that the store keeps. Equal ids mean equal states; unequal ids mean nothing.
+/// Names one room state that the store keeps. Equal ids mean equal states; unequal ids mean nothing. A state never changes, but
+/// that all states that hold an event cease to when it is [`Refuted`](crate::Refuted).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateId(pub i64);
 
@@ -47,6 +48,8 @@ pub struct StoredPdu {
     /// An outlier is known only as part of another event's auth chain or state: the state before it is not known,
     /// and it stands in no timeline.
     pub outlier: bool,
+    /// Whether the state before it rests upon another server's word: see [`Applied::told`](crate::Applied::told).
+    pub told: bool,
 }
 
 /// A state that the engine wants kept, told as its difference to one that the store has.
@@ -141,8 +144,12 @@ pub trait RoomReader {
         let mut extremities = Vec::new();
         for event in self.forward_extremities(room)? {
             if let Some(stored) = self.event(&event)? {
-                let (state, author) = (self.state_after(&event)?, Author::of(stored.pdu.sender().server_name()));
-                extremities.push(Extremity { event, state, author });
+                extremities.push(Extremity {
+                    state: self.state_after(&event)?,
+                    author: Author::of(stored.pdu.sender().server_name()),
+                    told: stored.told,
+                    event,
+                });
             }
         }
         Ok(extremities)
@@ -164,10 +171,10 @@ pub trait RoomReader {
     /// state events.
     fn state_after(&self, id: &EventId) -> Result<Option<StateId>, Self::Error>;
 
-    /// One entry of a state.
+    /// One entry of a state; never an event that was refuted.
     fn state_entry(&self, state: StateId, key: &StateKey) -> Result<Option<OwnedEventId>, Self::Error>;
 
-    /// A whole state. Costs its size: for resolution, not for lookups.
+    /// A whole state, without events that were refuted. Costs its size: for resolution, not for lookups.
     fn full_state(&self, state: StateId) -> Result<Arc<StateMap>, Self::Error>;
 
     /// Ids of all events that these rest upon: their auth events, those of these, and so on, without the given ones

@@ -12,7 +12,7 @@ use ruma::{
     state_res::{self, StateMap as RumaStateMap, utils::event_id_set::EventIdSet},
 };
 
-use crate::{NewState, RoomError, RoomReader, StateId, StateMap, StoredPdu, pdu::rules};
+use crate::{EventStatus, NewState, RoomError, RoomReader, StateId, StateMap, StoredPdu, pdu::rules};
 
 /// One of the states to resolve.
 #[derive(Debug, Clone)]
@@ -159,6 +159,7 @@ fn auth_chains<R: RoomReader>(
             chain.retain(|id| !common.contains(id));
         }
     }
+    events.drop_refused(&mut chains);
     Ok(chains.into_iter().map(|chain| chain.into_iter().collect()).collect())
 }
 
@@ -198,7 +199,7 @@ fn conflicted_subgraph<'a, R: RoomReader>(
     }
     let mut subgraph: EventIdSet<OwnedEventId> = leads
         .iter()
-        .filter(|(_, leads_on)| **leads_on)
+        .filter(|(id, leads_on)| **leads_on && !events.is_refused(id))
         .map(|(id, _)| id.clone())
         .collect();
     // The far ends of the paths; one that nothing disputed leads to changes nothing, being disputed anyway.
@@ -283,6 +284,27 @@ impl<'a, R: RoomReader> EventCache<'a, R> {
         let mut chain = self.reader.auth_chain(&stored)?;
         chain.extend(named.iter().cloned());
         Ok(chain)
+    }
+
+    fn is_refused(&self, id: &EventId) -> bool {
+        self.fetch(id)
+            .is_some_and(|event| event.status == EventStatus::Rejected)
+    }
+
+    /// Takes events that were rejected out of what tells these chains apart. None that is accepted rests upon one, unless that
+    /// was believed once; and then the rules alone would not keep it out of the resolved state.
+    fn drop_refused(&self, chains: &mut [BTreeSet<OwnedEventId>]) {
+        let Some((first, others)) = chains.split_first() else {
+            return;
+        };
+        let mut differing: BTreeSet<OwnedEventId> = BTreeSet::new();
+        for other in others {
+            differing.extend(first.symmetric_difference(other).cloned());
+        }
+        differing.retain(|id| self.is_refused(id));
+        for chain in chains.iter_mut().filter(|_| !differing.is_empty()) {
+            chain.retain(|id| !differing.contains(id));
+        }
     }
 
     /// The first failed read, if any: its absence would have passed for a missing event.

@@ -15,9 +15,9 @@ use ruma::{
 };
 
 use crate::{
-    Applied, BuildError, CheckedPdu, CreateRoom, CurrentState, Draft, NewState, Outcome, RoomError, RoomReader, Signer,
-    StateId, StateKey, StateMap, StoredPdu, VerifyKey, build::build_unauthorised, build_create, build_event,
-    create_room, receive, rules, view::entries,
+    Applied, BuildError, CheckedPdu, CreateRoom, CurrentState, Draft, NewState, Outcome, Refuted, RoomError,
+    RoomReader, Signer, StateId, StateKey, StateMap, StoredPdu, VerifyKey, build::build_unauthorised, build_create,
+    build_event, create_room, receive, rules, view::entries,
 };
 
 thread_local! {
@@ -139,6 +139,7 @@ pub struct MemoryRooms {
     rooms: HashMap<OwnedRoomId, Room>,
     early_redactions: HashMap<OwnedEventId, Vec<OwnedEventId>>,
     redacted: HashMap<OwnedEventId, OwnedEventId>,
+    refuted: Vec<Refuted>,
     reads: RefCell<Reads>,
 }
 
@@ -154,6 +155,12 @@ impl MemoryRooms {
             }
             (before, _) => before,
         };
+        if let Some(new) = &applied.refuted {
+            for old in self.refuted.iter_mut().filter(|old| old.instead.as_ref() == Some(&id)) {
+                old.instead = new.instead.clone();
+            }
+            self.refuted.push(new.clone());
+        }
         let current = match &applied.current_state {
             CurrentState::Unchanged => None,
             CurrentState::AfterEvent => after,
@@ -183,6 +190,7 @@ impl MemoryRooms {
             pdu: applied.pdu.clone(),
             status: applied.status,
             outlier: applied.outlier,
+            told: applied.told,
         };
         self.events.insert(id, Row { stored, before, after });
     }
@@ -261,12 +269,20 @@ impl MemoryRooms {
     /// A room's current state, whole.
     pub fn state_of(&self, room: &RoomId) -> StateMap {
         let current = self.rooms[room].current.unwrap();
-        (*self.states[current.0 as usize]).clone()
+        (*self.state(current)).clone()
+    }
+
+    fn state(&self, state: StateId) -> Arc<StateMap> {
+        let mut state = self.states[state.0 as usize].clone();
+        for refuted in &self.refuted {
+            refuted.correct(&mut state);
+        }
+        state
     }
 
     /// The state before an event, whole.
     pub fn state_before_event(&self, id: &EventId) -> Option<StateMap> {
-        Some((*self.states[self.events[id].before?.0 as usize]).clone())
+        Some((*self.state(self.events[id].before?)).clone())
     }
 
     /// What redacted an event.
@@ -340,11 +356,17 @@ impl RoomReader for MemoryRooms {
 
     fn state_entry(&self, state: StateId, key: &StateKey) -> Result<Option<OwnedEventId>, Infallible> {
         self.reads.borrow_mut().entries += 1;
-        Ok(self.states[state.0 as usize].get(key).cloned())
+        let entry = self.states[state.0 as usize].get(key);
+        Ok(
+            match self.refuted.iter().find(|refuted| entry == Some(&refuted.event)) {
+                Some(refuted) => refuted.instead.clone(),
+                None => entry.cloned(),
+            },
+        )
     }
 
     fn full_state(&self, state: StateId) -> Result<Arc<StateMap>, Infallible> {
         self.reads.borrow_mut().states += 1;
-        Ok(self.states[state.0 as usize].clone())
+        Ok(self.state(state))
     }
 }

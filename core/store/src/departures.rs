@@ -1,7 +1,7 @@
 //! Servers that are in a room no more: the room as it was when they left, which is what they may still read of it, and
 //! whether those have heard of it who must. It decides nothing about who is answered.
 
-use kith_engine::{EventStatus, Pdu};
+use kith_engine::{Applied, EventStatus};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use rusqlite::OptionalExtension;
 
@@ -134,8 +134,15 @@ impl WriteTxn<'_> {
     }
 
     /// Completes the departures that an event has just brought about. Where something lies between it and what is held, as
-    /// when this node comes back to a room, nobody here can tell how those servers left.
-    pub(crate) fn settle_departures(&self, room: i64, event: i64, pdu: &Pdu, seq: Seq) -> Result<(), StoreError> {
+    /// when this node comes back to a room, nobody here can tell how those servers left; and of an event that was refuted, none left.
+    pub(crate) fn settle_departures(
+        &self,
+        room: i64,
+        event: i64,
+        applied: &Applied,
+        seq: Seq,
+    ) -> Result<(), StoreError> {
+        let pdu = &applied.pdu;
         let mut statement = self
             .conn()
             .prepare_cached("SELECT server FROM departures WHERE room = ? AND seq = ?")?;
@@ -144,7 +151,7 @@ impl WriteTxn<'_> {
         if servers.is_empty() {
             return Ok(());
         }
-        let mut connected = true;
+        let mut connected = applied.refuted.is_none();
         for prev in pdu.prev_events() {
             let held = self.event_row(prev)?;
             connected &= held.is_some_and(|held| !held.outlier && held.status != EventStatus::Rejected);

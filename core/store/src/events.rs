@@ -48,14 +48,16 @@ pub(crate) struct EventRow {
     pub(crate) state_before: Option<i64>,
     pub(crate) state_after: Option<i64>,
     pub(crate) redacted_by: Option<i64>,
+    pub(crate) told: bool,
 }
 
-const ROW: &str = "SELECT event, room, stream, status, outlier, state_before, state_after, redacted_by FROM events";
+const ROW: &str =
+    "SELECT event, room, stream, status, outlier, state_before, state_after, redacted_by, told FROM events";
 
 impl EventRow {
     /// The columns that [`EventRow::read`] reads, for queries that join other tables.
     pub(crate) const COLUMNS: &str = "events.event, events.room, events.stream, events.status, events.outlier, \
-         events.state_before, events.state_after, events.redacted_by";
+         events.state_before, events.state_after, events.redacted_by, events.told";
 
     pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
@@ -71,6 +73,7 @@ impl EventRow {
             state_before: row.get(5)?,
             state_after: row.get(6)?,
             redacted_by: row.get(7)?,
+            told: row.get(8)?,
         })
     }
 
@@ -148,6 +151,7 @@ impl ReadTxn<'_> {
             pdu: self.pdu(row.event, row.redacted_by.is_some())?,
             status: row.status,
             outlier: row.outlier,
+            told: row.told,
         })
     }
 
@@ -238,6 +242,7 @@ pub(crate) struct NewRow {
     pub(crate) stream: Option<i64>,
     pub(crate) status: EventStatus,
     pub(crate) outlier: bool,
+    pub(crate) told: bool,
     pub(crate) state_before: Option<StateId>,
     pub(crate) state_after: Option<StateId>,
 }
@@ -263,7 +268,8 @@ impl WriteTxn<'_> {
         }
         let auth = (auth.len() == pdu.auth_events().len()).then(|| pack_numbers(&mut auth));
         let sql = "INSERT INTO events (event, event_id, room, stream, status, outlier, type, key, sender, depth, ts,
-                       state_before, state_after, auth, json) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+                       state_before, state_after, told, auth, json)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
         self.conn().prepare_cached(sql)?.execute(rusqlite::params![
             row.event,
             pdu.event_id().as_str(),
@@ -278,6 +284,7 @@ impl WriteTxn<'_> {
             i64::from(pdu.origin_server_ts().0),
             row.state_before.map(|state| state.0),
             row.state_after.map(|state| state.0),
+            row.told,
             auth,
             pdu.json(),
         ])?;
@@ -286,7 +293,7 @@ impl WriteTxn<'_> {
 
     /// Gives a held event another place: an outlier whose state has become known, or whose status has.
     pub(crate) fn update_event(&self, row: &NewRow) -> Result<(), StoreError> {
-        let sql = "UPDATE events SET stream = ?, status = ?, outlier = ?, state_before = ?, state_after = ?
+        let sql = "UPDATE events SET stream = ?, status = ?, outlier = ?, state_before = ?, state_after = ?, told = ?
                    WHERE event = ?";
         self.conn().prepare_cached(sql)?.execute((
             row.stream,
@@ -294,6 +301,7 @@ impl WriteTxn<'_> {
             row.outlier,
             row.state_before.map(|state| state.0),
             row.state_after.map(|state| state.0),
+            row.told,
             row.event,
         ))?;
         Ok(())

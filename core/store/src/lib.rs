@@ -36,6 +36,7 @@ mod profiles;
 mod pushers;
 mod reader;
 mod receipts;
+mod refuted;
 mod relations;
 mod reports;
 mod rooms;

@@ -19,6 +19,8 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../migrations/12_departures.sql")),
     M::up(include_str!("../migrations/13_entries.sql")),
     M::up(include_str!("../migrations/14_topics.sql")),
+    M::up(include_str!("../migrations/15_refuted.sql")),
+    M::up(include_str!("../migrations/16_entries.sql")),
 ];
 
 /// All schema steps.

@@ -14,7 +14,7 @@ use crate::{
     ReadTxn, Seq, StoreError, WriteTxn,
     events::{EventRow, NewRow},
     intern::{missing, parse},
-    state::NumberedChange,
+    state::{NumberedChange, difference},
 };
 
 /// Where [`WriteTxn::save_event`] put an event.
@@ -168,7 +168,7 @@ impl ReadTxn<'_> {
 
     pub(crate) fn read_extremities(&self, room: &RoomId) -> Result<Vec<Extremity>, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT event_id, state_after, name FROM forward_extremities JOIN events USING (event)
+            "SELECT event_id, state_after, name, told FROM forward_extremities JOIN events USING (event)
              JOIN users ON users.user = events.sender JOIN servers USING (server)
              WHERE forward_extremities.room = (SELECT room FROM rooms WHERE room_id = ?) ORDER BY event",
         )?;
@@ -180,6 +180,7 @@ impl ReadTxn<'_> {
                 event: parse("event id", text(0)?)?,
                 state: row.get::<_, Option<i64>>(1)?.map(StateId),
                 author: Author::named(text(2)?),
+                told: row.get(3)?,
             });
         }
         Ok(extremities)
@@ -284,6 +285,7 @@ impl WriteTxn<'_> {
             stream: applied.is_shown().then_some(seq.0),
             status: applied.status,
             outlier: applied.outlier,
+            told: applied.told,
             state_before,
             state_after,
         };
@@ -304,13 +306,21 @@ impl WriteTxn<'_> {
         if let Some(change) = &applied.forward_extremities {
             self.save_extremities(room, event, change)?;
         }
-        let state_changed = self.save_current_state(room, applied, state_after, seq)?;
+        if let Some(refuted) = &applied.refuted {
+            self.refute(room, refuted)?;
+        }
+        let changed_at = match applied.history && applied.current_state != CurrentState::Unchanged {
+            // The place is one of the past, and the change is news.
+            true => self.next_seq()?,
+            false => seq,
+        };
+        let state_changed = self.save_current_state(room, applied, state_after, changed_at)?;
         if state_changed {
-            self.settle_departures(room, event, pdu, seq)?;
+            self.settle_departures(room, event, applied, changed_at)?;
         }
         Ok(SavedEvent {
             stream: row.stream.map(Seq),
-            state_changed: state_changed.then_some(seq),
+            state_changed: state_changed.then_some(changed_at),
         })
     }
 
@@ -426,7 +436,7 @@ impl WriteTxn<'_> {
         Ok(())
     }
 
-    /// Moves a room's current state; says whether it changed.
+    /// Moves a room's current state, in all tables that spread it out; says whether it changed.
     fn save_current_state(
         &self,
         room: i64,
@@ -439,13 +449,12 @@ impl WriteTxn<'_> {
             CurrentState::AfterEvent => state_after.ok_or_else(|| missing("state after an event"))?,
             CurrentState::New(state) => self.save_state(room, state)?,
         };
-        self.set_current_state(room, new, seq)
-    }
-
-    /// Makes a state a room's current one, in all tables that spread it out.
-    pub(crate) fn set_current_state(&self, room: i64, new: StateId, seq: Seq) -> Result<bool, StoreError> {
         let old: Option<i64> = self.lookup("SELECT state FROM rooms WHERE room = ?", [room])?.flatten();
-        let changes = self.numbered_diff(old, new.0)?;
+        let changes = match &applied.refuted {
+            // By now the old state yields the event no more, but it is spread out as before.
+            Some(_) => difference(&self.spread_out(room)?, &self.packed_state(new.0)?),
+            None => self.numbered_diff(old, new.0)?,
+        };
         if old != Some(new.0) {
             self.conn()
                 .prepare_cached("UPDATE rooms SET state = ? WHERE room = ?")?
@@ -464,6 +473,14 @@ impl WriteTxn<'_> {
             self.change_current_entry(room, change, seq)?;
         }
         Ok(true)
+    }
+
+    /// A room's current state as the queries see it, ascending by key.
+    fn spread_out(&self, room: i64) -> Result<Vec<(i64, i64)>, StoreError> {
+        let sql = "SELECT key, event FROM current_state WHERE room = ? ORDER BY key";
+        let mut statement = self.conn().prepare_cached(sql)?;
+        let rows = statement.query_map([room], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn change_current_entry(&self, room: i64, change: &NumberedChange, seq: Seq) -> Result<(), StoreError> {

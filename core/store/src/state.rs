@@ -1,5 +1,5 @@
 //! Room states as immutable values: snapshots, and deltas to other states in chains of bounded length. It decides
-//! nothing about what a state should be.
+//! nothing about what a state should be. What is read is what the rows hold, but for events that were refuted since.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -12,6 +12,7 @@ use crate::{
     cache::PackedState,
     intern::{missing, parse},
     packed::{find_pair, pack_pairs, unpack_pairs},
+    refuted::Correction,
 };
 
 /// Deltas between a state and its snapshot at the most. A lookup reads at most this many rows and one snapshot.
@@ -80,10 +81,18 @@ impl ReadTxn<'_> {
     }
 
     pub(crate) fn read_full_state(&self, state: StateId) -> Result<Arc<StateMap>, StoreError> {
+        let mut map = self.kept_map(state)?;
+        for refuted in self.named_corrections(state.0)? {
+            refuted.correct(&mut map);
+        }
+        Ok(map)
+    }
+
+    fn kept_map(&self, state: StateId) -> Result<Arc<StateMap>, StoreError> {
         if let Some(map) = self.caches().map(state.0) {
             return Ok(map);
         }
-        let packed = self.packed_state(state.0)?;
+        let packed = self.kept_state(state.0)?;
         let map = packed
             .iter()
             .map(|&(key, event)| Ok((self.key_name(key)?, self.event_name(event)?)))
@@ -100,8 +109,12 @@ impl ReadTxn<'_> {
         self.lookup(sql, (state, key))
     }
 
-    /// Walks the chain towards the snapshot until the key turns up.
     fn packed_entry(&self, state: i64, key: i64) -> Result<i64, StoreError> {
+        self.corrected(self.kept_entry(state, key)?)
+    }
+
+    /// Walks the chain towards the snapshot until the key turns up.
+    fn kept_entry(&self, state: i64, key: i64) -> Result<i64, StoreError> {
         let mut at = state;
         loop {
             if let Some(known) = self.caches().packed(at) {
@@ -124,6 +137,21 @@ impl ReadTxn<'_> {
 
     /// A whole state by number.
     pub(crate) fn packed_state(&self, state: i64) -> Result<PackedState, StoreError> {
+        let kept = self.kept_state(state)?;
+        let mut changes = Vec::new();
+        for Correction { key, event, instead } in self.corrections(state)? {
+            if kept.binary_search(&(key, event)).is_ok() {
+                changes.push((key, instead));
+            }
+        }
+        Ok(match changes.is_empty() {
+            true => kept,
+            false => overlay(&kept, &changes).into(),
+        })
+    }
+
+    /// A whole state as its rows hold it.
+    fn kept_state(&self, state: i64) -> Result<PackedState, StoreError> {
         let mut deltas = Vec::new();
         let mut at = state;
         let mut whole = loop {
@@ -161,6 +189,7 @@ impl ReadTxn<'_> {
             return unpack_pairs(&row.entries)?
                 .into_iter()
                 .map(|(key, after)| {
+                    let after = self.corrected(after)?;
                     let before = match self.current_entry(before, key)? {
                         Some(event) => event,
                         None => self.packed_entry(before, key)?,
@@ -322,7 +351,7 @@ fn overlay(base: &[(i64, i64)], delta: &[(i64, i64)]) -> Vec<(i64, i64)> {
 }
 
 /// What turns `before` into `after`, ascending by key.
-fn difference(before: &[(i64, i64)], after: &[(i64, i64)]) -> Vec<NumberedChange> {
+pub(crate) fn difference(before: &[(i64, i64)], after: &[(i64, i64)]) -> Vec<NumberedChange> {
     let mut changes = Vec::new();
     let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
     loop {

@@ -1,6 +1,6 @@
 //! The two transaction types that every table family adds its methods to. No SQL but their own stands here.
 
-use std::{marker::PhantomData, ops::Deref};
+use std::{cell::Cell, marker::PhantomData, ops::Deref};
 
 use rusqlite::Connection;
 
@@ -16,6 +16,8 @@ pub struct ReadTxn<'a> {
     conn: &'a Connection,
     caches: &'a Caches,
     numbers: Numbers,
+    /// Whether any event was ever refuted, once that has been asked.
+    refuted: Cell<Option<bool>>,
 }
 
 impl<'a> ReadTxn<'a> {
@@ -24,7 +26,12 @@ impl<'a> ReadTxn<'a> {
             conn,
             caches,
             numbers: Numbers::default(),
+            refuted: Cell::new(None),
         }
+    }
+
+    pub(crate) fn knows_refuted(&self) -> &Cell<Option<bool>> {
+        &self.refuted
     }
 
     /// The numbers of names that this transaction has looked up.

@@ -1,4 +1,5 @@
-//! Arbitrary states of arbitrary rooms: their resolution does not depend on their order, and keeps what all agree on.
+//! Arbitrary states of arbitrary rooms: their resolution does not depend on their order, keeps what all agree on, and holds
+//! nothing that was rejected.
 #![no_main]
 
 use kith_engine::{NewState, RoomReader, StateId, StateMap, resolve};
@@ -22,6 +23,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
     let Some(one) = resolved(&graph, &ids) else {
         return Ok(());
     };
+    graph.check_state(&one);
     let reversed: Vec<StateId> = ids.iter().rev().copied().collect();
     assert_eq!(resolved(&graph, &reversed).as_ref(), Some(&one));
     let twice = [&ids[..], &reversed[..]].concat();

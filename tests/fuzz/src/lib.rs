@@ -59,8 +59,8 @@ pub struct Graph {
     pub version: RoomVersionId,
     /// Every event that is held, in the order in which it came.
     pub events: Vec<OwnedEventId>,
-    /// Those that were held as parts of other events' states or auth chains at first.
-    told: BTreeSet<OwnedEventId>,
+    /// Every event that was made, whether it could be judged or not.
+    made: Vec<CheckedPdu>,
     servers: [TestServer; 3],
 }
 
@@ -82,7 +82,7 @@ impl Graph {
             room,
             version,
             events,
-            told: BTreeSet::new(),
+            made: Vec::new(),
             servers,
         })
     }
@@ -90,7 +90,15 @@ impl Graph {
     /// Adds events for as long as the fuzzer has something to say.
     pub fn grow(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         while self.events.len() < MAX_EVENTS && !u.is_empty() {
-            let Some(event) = self.event(u)? else { continue };
+            // What was held as a part of something else, or lacked its past, comes again.
+            let event = match !self.made.is_empty() && u.ratio(1, 4)? {
+                true => u.choose(&self.made)?.clone(),
+                false => {
+                    let Some(event) = self.event(u)? else { continue };
+                    self.made.push(event.clone());
+                    event
+                }
+            };
             let outcome = match u.int_in_range(0..=7)? {
                 0 => receive_outlier(&self.rooms, &event),
                 1 => receive_history(&self.rooms, &event, None),
@@ -100,9 +108,6 @@ impl Graph {
             };
             if let Ok(Outcome::Applied(applied)) = outcome {
                 self.rooms.save(&applied);
-                if applied.outlier {
-                    self.told.insert(event.event_id().to_owned());
-                }
                 if !self.events.iter().any(|id| id == event.event_id()) {
                     self.events.push(event.event_id().to_owned());
                 }
@@ -114,13 +119,9 @@ impl Graph {
 
     /// What holds of a room whatever is sent to it.
     pub fn check(&self) {
-        for (key, id) in self.rooms.state_of(&self.room) {
-            let Ok(event) = self.rooms.event(&id);
-            let event = event.expect("the state holds events that are held");
-            // What was believed as part of a state that a server told stays there when its own past refutes it.
-            let refuted = event.status == EventStatus::Rejected;
-            assert!(!refuted || self.told.contains(&id), "{id} stands in the state");
-            assert_eq!(event.pdu.state_entry().as_ref(), Some(&key));
+        self.check_state(&self.rooms.state_of(&self.room));
+        for before in self.events.iter().filter_map(|id| self.rooms.state_before_event(id)) {
+            self.check_state(&before);
         }
         let Ok(extremities) = self.rooms.forward_extremities(&self.room);
         assert!(!extremities.is_empty(), "there is always something to build upon");
@@ -129,6 +130,16 @@ impl Graph {
             let Ok(event) = self.rooms.event(id);
             let event = event.expect("extremities are held");
             assert_eq!(event.status, EventStatus::Accepted, "{id} is built upon");
+        }
+    }
+
+    /// What holds of every state of the room: no event stands there that was rejected, or under a key that is not its own.
+    pub fn check_state(&self, state: &StateMap) {
+        for (key, id) in state {
+            let Ok(event) = self.rooms.event(id);
+            let event = event.expect("states hold events that are held");
+            assert_ne!(event.status, EventStatus::Rejected, "{id} stands in a state");
+            assert_eq!(event.pdu.state_entry().as_ref(), Some(key));
         }
     }
 

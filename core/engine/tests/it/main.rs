@@ -10,6 +10,7 @@ mod gaps;
 mod handshakes;
 mod oracle;
 mod redactions;
+mod refuted;
 mod resolution;
 mod rooms;
 mod scene;

@@ -93,10 +93,23 @@ pub(crate) async fn common_room(cluster: &Cluster) -> (OwnedRoomId, Vec<Client>)
     common_room_with(cluster, json!({"preset": "public_chat"})).await
 }
 
+/// A public room of alice on the first node that bob on the second one has joined; whoever else is there is not in it.
+pub(crate) async fn room_of_two(cluster: &Cluster) -> (OwnedRoomId, Client, Client) {
+    let alice = cluster[0].register("alice").await;
+    let room = create(&alice, json!({"preset": "public_chat"})).await;
+    let bob = cluster[1].register("bob").await;
+    join(&bob, &room, &cluster[0]).await;
+    (room, alice, bob)
+}
+
+async fn create(client: &Client, body: Value) -> OwnedRoomId {
+    let answer = client.post_ok("/_matrix/client/v3/createRoom", body).await;
+    answer["room_id"].as_str().unwrap().try_into().unwrap()
+}
+
 pub(crate) async fn common_room_with(cluster: &Cluster, body: Value) -> (OwnedRoomId, Vec<Client>) {
     let alice = cluster[0].register("alice").await;
-    let answer = alice.post_ok("/_matrix/client/v3/createRoom", body).await;
-    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
+    let room = create(&alice, body).await;
     let mut clients = vec![alice];
     for (number, node) in cluster.nodes.iter().enumerate().skip(1) {
         let client = node.register(&format!("user{number}")).await;

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kith_store::{BackupError, OpenError, Problem, Store, StoreConfig, StoreError, check};
+use kith_store::{BackupError, Entry, OpenError, Problem, Store, StoreConfig, StoreError, check};
+use ruma::{RoomVersionId, event_id, room_id, server_name, user_id};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -244,6 +245,40 @@ async fn a_check_finds_dangling_references() {
     raw(&path, "PRAGMA foreign_keys = OFF; DELETE FROM users");
     let checked = check(&path).unwrap();
     assert!(matches!(checked.problems[0], Problem::Reference { .. }), "{checked:?}");
+}
+
+/// Some files of the schema before lack a column, since a step was edited after they had been made.
+#[tokio::test]
+async fn a_file_of_an_older_schema_keeps_what_it_holds() {
+    for lacks_column in [true, false] {
+        let (_folder, path) = folder();
+        filled(&path).await;
+        let entry = Entry {
+            user_id: user_id!("@alice:a.example").to_owned(),
+            room_id: room_id!("!elsewhere:b.example").to_owned(),
+            knock: true,
+            servers: vec![server_name!("b.example").to_owned()],
+            version: RoomVersionId::V11,
+            event_id: event_id!("$knock").to_owned(),
+            over: !lacks_column,
+            reason: Some("please".to_owned()),
+        };
+        let (store, kept) = (open(&path), entry.clone());
+        store.write(move |txn| txn.begin_entry(kept)).await.unwrap();
+        store.close().await;
+        raw(
+            &path,
+            "DROP TABLE refuted; ALTER TABLE events DROP COLUMN told; PRAGMA user_version = 14",
+        );
+        if lacks_column {
+            raw(&path, "ALTER TABLE entries DROP COLUMN over");
+        }
+        let store = open(&path);
+        let found = store.read(|txn| txn.entries()).await.unwrap();
+        assert_eq!(found, [entry]);
+        store.close().await;
+        assert!(check(&path).unwrap().is_sound());
+    }
 }
 
 /// What an editor outside of the program would do to a file.

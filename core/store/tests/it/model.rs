@@ -7,7 +7,7 @@ use std::{
 };
 
 use kith_engine::{
-    Applied, CurrentState, EventStatus, NewState, RoomReader, StateId, StateKey, StateMap, StoredPdu, rules,
+    Applied, CurrentState, EventStatus, NewState, Refuted, RoomReader, StateId, StateKey, StateMap, StoredPdu, rules,
 };
 use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId};
 
@@ -20,6 +20,7 @@ pub(crate) struct Model {
     pub(crate) current: Option<StateId>,
     pub(crate) timeline: Vec<OwnedEventId>,
     early_redactions: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    refuted: Vec<Refuted>,
 }
 
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Model {
         match state {
             NewState::Same(id) => *id,
             NewState::Delta { base, set } => {
-                let mut map = (*self.states[base.0 as usize]).clone();
+                let Ok(base) = self.full_state(*base);
+                let mut map = (*base).clone();
                 map.extend(set.clone());
                 self.state(map)
             }
@@ -63,6 +65,7 @@ impl Model {
             pdu: applied.pdu.clone(),
             status: applied.status,
             outlier: applied.outlier,
+            told: applied.told,
         };
         let redacted_by = self.events.get(&id).and_then(|kept| kept.redacted_by.clone());
         let early = applied.pdu.redacts(&rules(&applied.version).unwrap().redaction);
@@ -99,6 +102,14 @@ impl Model {
             self.extremities.retain(|extremity| !change.gone.contains(extremity));
             self.extremities
                 .extend(change.added.then(|| applied.event_id().to_owned()));
+        }
+        if let Some(refuted) = &applied.refuted {
+            for earlier in self.refuted.iter_mut() {
+                if earlier.instead.as_ref() == Some(&refuted.event) {
+                    earlier.instead = refuted.instead.clone();
+                }
+            }
+            self.refuted.push(refuted.clone());
         }
         match &applied.current_state {
             CurrentState::Unchanged => {}
@@ -152,11 +163,15 @@ impl RoomReader for Model {
     }
 
     fn state_entry(&self, state: StateId, key: &StateKey) -> Result<Option<OwnedEventId>, Infallible> {
-        Ok(self.states[state.0 as usize].get(key).cloned())
+        Ok(self.full_state(state)?.get(key).cloned())
     }
 
     fn full_state(&self, state: StateId) -> Result<Arc<StateMap>, Infallible> {
-        Ok(Arc::clone(&self.states[state.0 as usize]))
+        let mut state = Arc::clone(&self.states[state.0 as usize]);
+        for refuted in &self.refuted {
+            refuted.correct(&mut state);
+        }
+        Ok(state)
     }
 
     fn auth_chain(&self, of: &[OwnedEventId]) -> Result<BTreeSet<OwnedEventId>, Infallible> {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use kith_engine::{
-    Applied, CurrentState, EventStatus, ExtremityChange, NewState, Pdu, Redaction, RoomReader, StateId, StateKey,
-    StateMap,
+    Applied, CurrentState, EventStatus, ExtremityChange, NewState, Pdu, Redaction, Refuted, RoomReader, StateId,
+    StateKey, StateMap,
 };
-use kith_store::{Direction, ReadTxn, Seq, Store, StoreConfig, StoreError};
+use kith_store::{Direction, ReadTxn, Seq, Store, StoreConfig, StoreError, check};
 use proptest::prelude::*;
 use ruma::{
     CanonicalJsonObject, OwnedEventId, OwnedUserId, RoomVersionId, UserId,
@@ -32,7 +32,16 @@ enum Step {
     /// An event whose checks failed.
     Refused { soft: bool, change: Change },
     /// An event of which only itself is known.
-    Outlier,
+    Outlier(Change),
+    /// An event with a state that another server told, which holds an outlier.
+    Told { which: usize },
+    /// What was told of is refuted by its own past. `anew`: the current state without it is told whole.
+    Refuted {
+        which: usize,
+        on: usize,
+        history: bool,
+        anew: bool,
+    },
     /// An outlier takes its place in the timeline.
     Settle { which: usize },
     /// An event upon one that is not held.
@@ -63,7 +72,10 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (any::<usize>(), changes(), any::<u8>()).prop_map(|(on, change, keep)| Step::Fork { on, change, keep }),
         1 => any::<u8>().prop_map(|keep| Step::Reset { keep }),
         2 => (any::<bool>(), changes()).prop_map(|(soft, change)| Step::Refused { soft, change }),
-        1 => Just(Step::Outlier),
+        2 => changes().prop_map(Step::Outlier),
+        2 => any::<usize>().prop_map(|which| Step::Told { which }),
+        2 => (any::<usize>(), any::<usize>(), any::<bool>(), any::<bool>())
+            .prop_map(|(which, on, history, anew)| Step::Refuted { which, on, history, anew }),
         1 => any::<usize>().prop_map(|which| Step::Settle { which }),
         1 => Just(Step::Gap),
         1 => any::<usize>().prop_map(|which| Step::Fill { which }),
@@ -80,6 +92,7 @@ struct Script {
     count: u64,
     in_graph: Vec<OwnedEventId>,
     outliers: Vec<Pdu>,
+    believed: Vec<Pdu>,
     absent: Vec<Pdu>,
 }
 
@@ -130,6 +143,8 @@ struct Plan {
     history: bool,
     withheld: bool,
     keep: Option<u8>,
+    told: Option<Pdu>,
+    refuted_anew: Option<bool>,
     redacts: Option<OwnedEventId>,
 }
 
@@ -143,6 +158,8 @@ impl Plan {
             history: false,
             withheld: false,
             keep: None,
+            told: None,
+            refuted_anew: None,
             redacts: None,
         }
     }
@@ -152,6 +169,7 @@ impl Plan {
         let room = room();
         let before = match &self.on {
             Some(on) => reader.state_after(on)?.map(NewState::Same),
+            None if self.told.is_some() => Some(NewState::Full(self.told_state(reader)?)),
             None if self.outlier || self.history => None,
             None => Some(match reader.current_state(&room)? {
                 Some(current) => NewState::Same(current),
@@ -169,7 +187,9 @@ impl Plan {
             let added = !reader.has_successor(self.pdu.event_id())?;
             extremities = Some(ExtremityChange { gone, added });
         }
+        let refuted = self.refuted(reader, before.as_ref())?;
         let current_state = match self.keep {
+            None if refuted.is_some() => self.current_without(reader, refuted.as_ref())?,
             Some(keep) => CurrentState::New(NewState::Full(self.mixture(reader, keep)?)),
             None if in_graph && !self.history => CurrentState::AfterEvent,
             None => CurrentState::Unchanged,
@@ -196,19 +216,54 @@ impl Plan {
             history: self.history,
             withheld: self.withheld,
             state_before: before,
+            told: self.told.is_some(),
             sets,
             current_state,
             forward_extremities: extremities,
             redactions,
+            refuted,
         })
+    }
+
+    fn current<R: RoomReader>(reader: &R) -> Result<StateMap, R::Error> {
+        Ok(match reader.current_state(&room())? {
+            Some(current) => (*reader.full_state(current)?).clone(),
+            None => StateMap::new(),
+        })
+    }
+
+    /// The current state, with what is told of.
+    fn told_state<R: RoomReader>(&self, reader: &R) -> Result<StateMap, R::Error> {
+        let mut state = Self::current(reader)?;
+        let told = self.told.iter();
+        state.extend(told.filter_map(|pdu| Some((pdu.state_entry()?, pdu.event_id().to_owned()))));
+        Ok(state)
+    }
+
+    fn refuted<R: RoomReader>(&self, reader: &R, before: Option<&NewState>) -> Result<Option<Refuted>, R::Error> {
+        let (Some(_), Some(key), Some(NewState::Same(before))) = (self.refuted_anew, self.pdu.state_entry(), before)
+        else {
+            return Ok(None);
+        };
+        let event = self.pdu.event_id().to_owned();
+        let instead = reader.state_entry(*before, &key)?.filter(|id| *id != event);
+        Ok(Some(Refuted { event, key, instead }))
+    }
+
+    fn current_without<R: RoomReader>(&self, reader: &R, refuted: Option<&Refuted>) -> Result<CurrentState, R::Error> {
+        let mut state = Self::current(reader)?.into();
+        refuted.unwrap().correct(&mut state);
+        Ok(CurrentState::New(
+            match (self.refuted_anew, reader.current_state(&room())?) {
+                (Some(false), Some(current)) => NewState::Same(current),
+                _ => NewState::Full((*state).clone()),
+            },
+        ))
     }
 
     /// The current state without some of its entries, and with what the event sets.
     fn mixture<R: RoomReader>(&self, reader: &R, keep: u8) -> Result<StateMap, R::Error> {
-        let mut map = match reader.current_state(&room())? {
-            Some(current) => (*reader.full_state(current)?).clone(),
-            None => StateMap::new(),
-        };
+        let mut map = Self::current(reader)?;
         map.retain(|key, _| key.1.len() > 3 || !usize::from(keep).is_multiple_of(key.1.len() + 1));
         let mut number = 0u8;
         map.retain(|_, _| {
@@ -258,12 +313,38 @@ fn plan(step: &Step, script: &mut Script, model: &Model) -> Option<Plan> {
                 ..Plan::new(script.state_pdu(change, &extremities), None)
             }
         }
-        Step::Outlier => {
-            let pdu = script.state_pdu(&Change::Topic { key: 9 }, &extremities);
+        Step::Outlier(change) => {
+            let pdu = script.state_pdu(change, &extremities);
             script.outliers.push(pdu.clone());
             Plan {
                 outlier: true,
                 ..Plan::new(pdu, None)
+            }
+        }
+        Step::Told { which } => {
+            let count = script.outliers.len();
+            let told = (count > 0).then(|| script.outliers.swap_remove(which % count))?;
+            script.believed.push(told.clone());
+            let pdu = script.pdu("m.room.message", None, json!({"body": "leapt to"}), &extremities);
+            Plan {
+                told: Some(told),
+                ..Plan::new(pdu, None)
+            }
+        }
+        Step::Refuted {
+            which,
+            on,
+            history,
+            anew,
+        } => {
+            let on = pick(&script.in_graph, *on).filter(|on| model.state_after(on).unwrap().is_some())?;
+            let count = script.believed.len();
+            let pdu = (count > 0).then(|| script.believed.swap_remove(which % count))?;
+            Plan {
+                status: EventStatus::Rejected,
+                history: *history,
+                refuted_anew: Some(*anew),
+                ..Plan::new(pdu, Some(on))
             }
         }
         Step::Settle { which } => {
@@ -334,7 +415,10 @@ fn compare(txn: &ReadTxn<'_>, model: &Model, script: &Script) -> Result<(), Stor
     for (id, kept) in &model.events {
         let store = txn.event(id)?.unwrap();
         let plain = model.event(id).unwrap().unwrap();
-        assert_eq!((store.status, store.outlier), (plain.status, plain.outlier));
+        assert_eq!(
+            (store.status, store.outlier, store.told),
+            (plain.status, plain.outlier, plain.told)
+        );
         let json = if kept.redacted_by.is_some() {
             let rules = RoomVersionId::V12.rules().unwrap().redaction;
             serde_json::to_string(&redact(plain.pdu.to_object().unwrap(), &rules, None).unwrap()).unwrap()
@@ -472,6 +556,8 @@ fn play(steps: &[Step], reopen_at: usize) {
         }
         store.read(move |txn| compare(txn, &model, &script)).await.unwrap();
         store.close().await;
+        let checked = check(&config.path).unwrap();
+        assert!(checked.is_sound(), "{:?}", checked.problems);
     });
 }
 

@@ -67,6 +67,7 @@ impl World {
                 history: false,
                 withheld: false,
                 state_before: Some(state),
+                told: false,
                 sets: None,
                 current_state: CurrentState::AfterEvent,
                 forward_extremities: None,
@@ -74,6 +75,7 @@ impl World {
                     .into_iter()
                     .map(|target| Redaction { target, by: by.clone() })
                     .collect(),
+                refuted: None,
             })
         };
         self.store.write(save).await.unwrap();

@@ -13,6 +13,8 @@ mod heads;
 mod mallory;
 mod news;
 #[cfg(test)]
+mod refuted;
+#[cfg(test)]
 mod removed;
 mod run;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::testing::{
     Cluster, Node, escape,
-    rooms::{common_room, eventually, join, numbered, say, texts, until_alike, until_text},
+    rooms::{common_room, eventually, join, numbered, room_of_two, say, texts, until_alike, until_text},
 };
 
 /// Every transaction of PDUs and EDUs.
@@ -249,12 +249,7 @@ async fn a_liar_among_the_members_does_not_keep_the_truth_away() {
 #[tokio::test]
 async fn who_is_not_in_a_room_learns_nothing_of_where_it_stands() {
     let cluster = Cluster::start(3).await;
-    let alice = cluster[0].register("alice").await;
-    let body = json!({"preset": "public_chat"});
-    let answer = alice.post_ok("/_matrix/client/v3/createRoom", body).await;
-    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
-    let bob = cluster[1].register("bob").await;
-    join(&bob, &room, &cluster[0]).await;
+    let (room, alice, _) = room_of_two(&cluster).await;
     let head = head_of(&cluster[0], &room).await;
     let heads = json!({"rooms": {room.as_str(): {"events": [], "digest": "", "depth": 0}}});
     let escaped = escape(room.as_str());

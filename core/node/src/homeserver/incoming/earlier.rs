@@ -1,11 +1,16 @@
 //! Tells what comes before this server's own joining apart from what is new. It is history even where it must be had now, as
 //! the past of a fork that began before that join. Nothing is fetched here.
 
-use kith_engine::{CheckedPdu, Outcome, Pdu, RoomError, RoomReader, membership_of, receive_history};
+use kith_engine::{CheckedPdu, Outcome, Pdu, RoomError, RoomReader, membership_of, oldest_first, receive_history};
 use kith_store::{ReadTxn, Seq};
 use ruma::{OwnedEventId, RoomId, ServerName, UserId, events::room::member::MembershipState};
 
-use super::{Incoming, history::keep_in_the_past, pull::may_connect, unconnected::Unconnected};
+use super::{
+    Incoming,
+    history::keep_in_the_past,
+    pull::may_connect,
+    unconnected::{Unconnected, named_from},
+};
 use crate::Error;
 
 /// What became of events that came before a join.
@@ -31,9 +36,7 @@ impl Incoming {
         let Some((starts, before)) = read.await? else {
             return Ok(Earlier::default());
         };
-        let ids = open.named_from(&starts);
-        let mut events = open.oldest_first();
-        events.retain(|event| ids.contains(event.event_id()));
+        let events = oldest_first(named_from(&starts, open.oldest_first()));
         if events.is_empty() {
             return Ok(Earlier::default());
         }

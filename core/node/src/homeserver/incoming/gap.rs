@@ -17,9 +17,8 @@ use ruma::{
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
-    history::named_from,
     pull::Past,
-    unconnected::Unconnected,
+    unconnected::{Unconnected, named_from},
 };
 use crate::{
     Error,

@@ -15,6 +15,7 @@ use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId, api::federation
 use super::{
     Incoming,
     ask::{Asked, MANY_EVENTS},
+    unconnected::named_from,
 };
 use crate::{
     Error,
@@ -250,24 +251,6 @@ impl Incoming {
         }
         Ok(states)
     }
-}
-
-/// Those of some events that are among others or named, directly or through each other, by them. An event's name is the hash of
-/// what it is and names: nothing else than these can have been there.
-pub(super) fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu> {
-    let mut told: BTreeMap<OwnedEventId, CheckedPdu> = told
-        .into_iter()
-        .map(|event| (event.event_id().to_owned(), event))
-        .collect();
-    let mut open = starts.to_vec();
-    let mut named = Vec::with_capacity(told.len());
-    while let Some(id) = open.pop() {
-        if let Some(event) = told.remove(&id) {
-            open.extend(event.pdu().prev_events().iter().cloned());
-            named.push(event);
-        }
-    }
-    named
 }
 
 /// Keeps an event at a place of the past; or as news, if it turned out to be none of the past.

@@ -14,8 +14,7 @@ use super::{
     Incoming,
     ask::Asked,
     gap::{Attempt, keep_live},
-    history::named_from,
-    unconnected::Unconnected,
+    unconnected::{Unconnected, named_from},
 };
 use crate::{Error, federation::catch_up::api::pull, homeserver::rooms::state::find_room, network::Limits};
 

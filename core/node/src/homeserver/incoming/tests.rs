@@ -14,7 +14,9 @@ use crate::{
     network::Limits,
     testing::{
         Cluster, Node, assert_refused, escape,
-        rooms::{common_room, eventually, join, numbered, say, texts, until_alike, until_delivered, until_text},
+        rooms::{
+            common_room, eventually, join, numbered, room_of_two, say, texts, until_alike, until_delivered, until_text,
+        },
     },
 };
 
@@ -344,13 +346,7 @@ async fn bad_transactions_change_nothing() {
 #[tokio::test]
 async fn who_is_not_in_a_room_learns_nothing_of_it() {
     let cluster = Cluster::start(3).await;
-    let alice = cluster[0].register("alice").await;
-    let answer = alice
-        .post_ok("/_matrix/client/v3/createRoom", json!({"preset": "public_chat"}))
-        .await;
-    let room: OwnedRoomId = answer["room_id"].as_str().unwrap().try_into().unwrap();
-    let bob = cluster[1].register("bob").await;
-    join(&bob, &room, &cluster[0]).await;
+    let (room, alice, _) = room_of_two(&cluster).await;
     say(&alice, &room, "secret").await;
     let (id, _) = newest(&cluster[0], &room).await;
     let (escaped, event) = (escape(room.as_str()), escape(&id));

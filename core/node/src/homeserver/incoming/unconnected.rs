@@ -41,20 +41,6 @@ impl Unconnected {
         named
     }
 
-    /// Those of them that are among others or named, directly or through each other, by them.
-    pub(super) fn named_from(&self, starts: &[OwnedEventId]) -> BTreeSet<OwnedEventId> {
-        let mut named = BTreeSet::new();
-        let mut open: Vec<&OwnedEventId> = starts.iter().collect();
-        while let Some(id) = open.pop() {
-            if let Some((id, event)) = self.0.get_key_value(id)
-                && named.insert(id.clone())
-            {
-                open.extend(event.pdu().prev_events());
-            }
-        }
-        named
-    }
-
     /// All of them, oldest first.
     pub(super) fn oldest_first(&self) -> Vec<CheckedPdu> {
         oldest_first(self.vouched_for_by(self.0.values()))
@@ -84,4 +70,22 @@ impl Unconnected {
         });
         events.collect()
     }
+}
+
+/// Those of some events that are among others or named, directly or through each other, by them. An event's name is the hash of
+/// what it is and names: nothing else than these can have been there.
+pub(super) fn named_from(starts: &[OwnedEventId], told: Vec<CheckedPdu>) -> Vec<CheckedPdu> {
+    let mut told: BTreeMap<OwnedEventId, CheckedPdu> = told
+        .into_iter()
+        .map(|event| (event.event_id().to_owned(), event))
+        .collect();
+    let mut open = starts.to_vec();
+    let mut named = Vec::with_capacity(told.len());
+    while let Some(id) = open.pop() {
+        if let Some(event) = told.remove(&id) {
+            open.extend(event.pdu().prev_events().iter().cloned());
+            named.push(event);
+        }
+    }
+    named
 }

@@ -2,6 +2,8 @@
 //!
 //! Server-server API, "Checks performed on receipt of a PDU". Steps 1 and 2 are [`crate::check_pdu`]'s.
 
+mod past;
+
 use std::collections::{BTreeSet, HashMap};
 
 use ruma::{
@@ -13,11 +15,11 @@ use ruma::{
 
 use crate::{
     Applied, Author, CheckedPdu, CurrentState, EventStatus, Extremity, ExtremityChange, Missing, NewState, Outcome,
-    Pdu, Redaction, RoomError, RoomReader, StateId, StateKey, StateMap, StoredPdu,
+    Pdu, Redaction, RoomError, RoomReader, StateId, StateKey, StoredPdu,
     auth::{AuthState, auth_keys, implied_create, may_redact, power_levels},
     extremities::resolved,
-    limits::MAX_IMPORT_EVENTS,
     pdu::rules,
+    refute::refute,
     resolve::{Fork, resolve_forks},
     view::{auth_state, entries, entry},
 };
@@ -31,7 +33,10 @@ pub fn receive<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Result<Outcom
 }
 
 /// [`receive`] for an event whose `prev_events` cannot be fetched: another server told the state before it, as ids of
-/// events that are held, outliers included. Rejected ones among them are left out.
+/// events that are held, outliers included. Rejected ones among them give way to what stood before them, if that is known.
+///
+/// An event that was believed already, as part of another told state, is soft-failed where it would be rejected: what one
+/// server tells does not refute what another one told. Only a past that rests upon no such word does.
 pub fn receive_with_state<R: RoomReader>(
     reader: &R,
     checked: &CheckedPdu,
@@ -45,9 +50,9 @@ pub fn receive_outlier<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Resul
     Receipt::new(reader, checked)?.outlier()
 }
 
-/// Judges an event of the room's past. It changes neither the forward extremities nor the current state, and is not
-/// soft-failed; unless it builds upon an extremity, and so is none of the past: then it is judged as [`receive`] does, and is
-/// not `history`. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
+/// Judges an event of the room's past. It changes neither the forward extremities nor, unless it is refuted, the current
+/// state, and today's state does not soft-fail it; unless it builds upon an extremity, and so is none of the past: then it is
+/// judged as [`receive`] does, and is not `history`. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
 /// [`receive_with_state`]; with neither, it is kept without one, checked against its auth events alone.
 pub fn receive_history<R: RoomReader>(
     reader: &R,
@@ -111,9 +116,9 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
     }
 
     fn live(self, told: Option<&[OwnedEventId]>) -> Result<Outcome, RoomError<R::Error>> {
-        if self.is_held()? {
+        let Some(believed) = self.is_awaited()? else {
             return Ok(Outcome::Known);
-        }
+        };
         self.check_room(self.checked.made_here)?;
         let (auth, mut missing) = self.auth_events()?;
         let extremities = self.reader.extremities(self.pdu.room_id())?;
@@ -122,15 +127,20 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             return Ok(Outcome::Missing(missing));
         }
         let current = self.reader.current_state(self.pdu.room_id())?;
+        let rests_on_word = prev_states.told;
         let before = self.state_before(prev_states, &extremities, current)?;
-        let mut verdict = self.check_past(&auth, Some(&before))?;
+        let mut verdict = self.check_past(&auth, Some(&before), refusal(believed, rests_on_word))?;
         if verdict.status == EventStatus::Accepted {
             // Step 6: soft failure.
             let now = self.now(told.map(|_| &before), current)?;
             verdict.refuse(EventStatus::SoftFailed, self.check_now(&auth, &before, now)?);
         }
         let mut applied = self.applied(verdict, Some(before));
+        applied.told = rests_on_word;
         self.move_room(&mut applied, &extremities, current)?;
+        if believed {
+            refute(self.reader, &self.rules, &mut applied)?;
+        }
         self.apply_redactions(&mut applied)?;
         Ok(Outcome::Applied(Box::new(applied)))
     }
@@ -144,16 +154,16 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         if !missing.is_empty() {
             return Ok(Outcome::Missing(missing));
         }
-        let verdict = self.check_past(&auth, None)?;
+        let verdict = self.check_past(&auth, None, EventStatus::Rejected)?;
         let mut applied = self.applied(verdict, None);
         applied.outlier = true;
         Ok(Outcome::Applied(Box::new(applied)))
     }
 
     fn history(self, told: Option<&[OwnedEventId]>) -> Result<Outcome, RoomError<R::Error>> {
-        if self.is_held()? {
+        let Some(believed) = self.is_awaited()? else {
             return Ok(Outcome::Known);
-        }
+        };
         self.check_room(false)?;
         let (auth, mut missing) = self.auth_events()?;
         let mut prev_missing = Missing::default();
@@ -162,28 +172,37 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         if (known || told.is_some()) && self.covers_a_head()? {
             return self.live(told.filter(|_| !known));
         }
-        let before = if prev_missing.is_empty() {
-            Some(self.state_before(prev_states, &[], None)?)
-        } else if told.is_some() {
-            let states = self.prev_states(told, &[], &mut missing)?;
-            Some(self.state_before(states, &[], None)?)
-        } else {
-            None
+        let states = match (known, told) {
+            (true, _) => Some(prev_states),
+            (false, Some(_)) => Some(self.prev_states(told, &[], &mut missing)?),
+            (false, None) => None,
         };
         if !missing.is_empty() {
             return Ok(Outcome::Missing(missing));
         }
-        let verdict = self.check_past(&auth, before.as_ref())?;
+        let rests_on_word = states.as_ref().is_some_and(|states| states.told);
+        let before = states.map(|states| self.state_before(states, &[], None)).transpose()?;
+        let verdict = self.check_past(&auth, before.as_ref(), refusal(believed, rests_on_word))?;
         let mut applied = self.applied(verdict, before);
-        applied.history = true;
+        (applied.history, applied.told) = (true, rests_on_word);
+        if believed {
+            refute(self.reader, &self.rules, &mut applied)?;
+        }
         self.apply_redactions(&mut applied)?;
         Ok(Outcome::Applied(Box::new(applied)))
     }
 
-    /// Whether the event is held with its state. An outlier is not: it may still join the timeline.
-    fn is_held(&self) -> Result<bool, R::Error> {
+    /// None if the event is held with its place in the graph. Otherwise whether it is believed, being held as an outlier: then
+    /// states may hold it.
+    fn is_awaited(&self) -> Result<Option<bool>, R::Error> {
         let id = self.pdu.event_id();
-        Ok(self.reader.has_event(id)? && self.reader.event(id)?.is_some_and(|held| !held.outlier))
+        if !self.reader.has_event(id)? {
+            return Ok(Some(false));
+        }
+        Ok(match self.reader.event(id)? {
+            Some(held) if !held.outlier => None,
+            held => Some(held.is_some_and(|held| held.status != EventStatus::Rejected)),
+        })
     }
 
     fn check_room(&self, may_open: bool) -> Result<(), RoomError<R::Error>> {
@@ -218,88 +237,13 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         Ok((events, missing))
     }
 
-    /// The states after the events before this one, each once; or the state that another server told.
-    fn prev_states(
-        &self,
-        told: Option<&[OwnedEventId]>,
-        extremities: &[Extremity],
-        missing: &mut Missing,
-    ) -> Result<PrevStates, RoomError<R::Error>> {
-        if let Some(told) = told {
-            return Ok(PrevStates::Told(self.told_state(told, missing)?));
-        }
-        let mut states = BTreeSet::new();
-        for prev in self.pdu.prev_events() {
-            match self.reader.state_after(prev)? {
-                // An event of another room, whose state would be taken for this one's, is nothing of this room.
-                Some(state) if is_among(extremities, prev) || self.is_of_this_room(prev)? => {
-                    states.insert(state);
-                }
-                _ => missing.prev.push(prev.clone()),
-            }
-        }
-        Ok(PrevStates::Stored(states))
-    }
-
-    fn is_of_this_room(&self, id: &EventId) -> Result<bool, R::Error> {
-        let event = self.reader.event(id)?;
-        Ok(event.is_some_and(|event| event.pdu.room_id() == self.pdu.room_id()))
-    }
-
-    fn told_state(&self, told: &[OwnedEventId], missing: &mut Missing) -> Result<StateMap, RoomError<R::Error>> {
-        let mut state = StateMap::new();
-        for id in told.iter().take(MAX_IMPORT_EVENTS) {
-            match self.reader.event(id)? {
-                Some(stored) if stored.pdu.room_id() != self.pdu.room_id() => {}
-                Some(stored) if stored.status == EventStatus::Rejected => {}
-                Some(stored) => {
-                    if let Some(key) = stored.pdu.state_entry() {
-                        state.insert(key, id.clone());
-                    }
-                }
-                None => missing.auth.push(id.clone()),
-            }
-        }
-        Ok(state)
-    }
-
-    fn state_before(
-        &self,
-        states: PrevStates,
-        extremities: &[Extremity],
-        current: Option<StateId>,
-    ) -> Result<NewState, RoomError<R::Error>> {
-        let states = match states {
-            PrevStates::Told(state) => return Ok(NewState::Full(state)),
-            PrevStates::Stored(states) => states,
-        };
-        let mut ids = states.iter();
-        match (ids.next(), ids.next()) {
-            (None, _) => return Ok(NewState::Full(StateMap::new())),
-            (Some(only), None) => return Ok(NewState::Same(*only)),
-            _ => {}
-        }
-        // An event built upon exactly what we would build upon: that resolution has been made already.
-        let prev: BTreeSet<&OwnedEventId> = self.pdu.prev_events().iter().collect();
-        if let Some(current) = current
-            && prev.len() == extremities.len()
-            && extremities.iter().all(|extremity| prev.contains(&extremity.event))
-        {
-            return Ok(NewState::Same(current));
-        }
-        let forks = states
-            .into_iter()
-            .map(|id| Fork::stored(self.reader, id))
-            .collect::<Result<Vec<_>, _>>()?;
-        resolve_forks(self.reader, &self.rules, &forks, None)
-    }
-
     /// Steps 3, 4 and 5: the rules that need no state, then those that do, against the event's own auth events and
-    /// against the state before it.
+    /// against the state before it. `by_state`: what the event is if that state refuses it.
     fn check_past(
         &self,
         auth: &HashMap<OwnedEventId, StoredPdu>,
         before: Option<&NewState>,
+        by_state: EventStatus,
     ) -> Result<Verdict, RoomError<R::Error>> {
         let rules = &self.rules.authorization;
         let independent = check_state_independent_auth_rules(rules, self.pdu, |id: &EventId| auth.get(id).cloned());
@@ -315,9 +259,9 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
         }
         verdict.refuse(EventStatus::Rejected, by_auth_events.check(rules, self.pdu));
         if let (EventStatus::Accepted, Some(before)) = (verdict.status, before) {
-            let by_state = self.auth_state(auth, before)?;
-            if !by_state.same_events(&by_auth_events) {
-                verdict.refuse(EventStatus::Rejected, by_state.check(rules, self.pdu));
+            let state = self.auth_state(auth, before)?;
+            if !state.same_events(&by_auth_events) {
+                verdict.refuse(by_state, state.check(rules, self.pdu));
             }
         }
         Ok(verdict)
@@ -380,10 +324,12 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             history: false,
             withheld: self.pdu.kind().to_string() == JOINS_HEADS,
             state_before: before,
+            told: false,
             sets,
             current_state: CurrentState::Unchanged,
             forward_extremities: None,
             redactions: Vec::new(),
+            refuted: None,
         }
     }
 
@@ -447,6 +393,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             event: self.pdu.event_id().to_owned(),
             state,
             author: Author::of(self.pdu.sender().server_name()),
+            told: applied.told,
         }
     }
 
@@ -492,6 +439,7 @@ impl<'a, R: RoomReader> Receipt<'a, R> {
             pdu: self.pdu.clone(),
             status: applied.status,
             outlier: false,
+            told: applied.told,
         };
         let resolved = resolve_forks(self.reader, &self.rules, &forks, Some(new_event))?;
         Ok(match (resolved, current) {
@@ -577,10 +525,10 @@ fn states_of(extremities: &[&Extremity]) -> BTreeSet<Option<StateId>> {
     extremities.iter().map(|extremity| extremity.state).collect()
 }
 
-/// What the state before an event comes from.
-enum PrevStates {
-    /// The states after the events before it.
-    Stored(BTreeSet<StateId>),
-    /// Another server's word.
-    Told(StateMap),
+/// What an event is that the state before it refuses. One server's word against another's refutes nothing.
+fn refusal(believed: bool, rests_on_word: bool) -> EventStatus {
+    match believed && rests_on_word {
+        true => EventStatus::SoftFailed,
+        false => EventStatus::Rejected,
+    }
 }
