@@ -52,8 +52,9 @@ pub fn receive_outlier<R: RoomReader>(reader: &R, checked: &CheckedPdu) -> Resul
 
 /// Judges an event of the room's past. It changes neither the forward extremities nor, unless it is refuted, the current
 /// state, and today's state does not soft-fail it; unless it builds upon an extremity, and so is none of the past: then it is
-/// judged as [`receive`] does, and is not `history`. The state before it comes from its `prev_events`, if those are held with theirs, or from `state` as in
-/// [`receive_with_state`]; with neither, it is kept without one, checked against its auth events alone.
+/// judged as [`receive`] does, and is not `history`. The state before it comes from its `prev_events`, if those are held with
+/// theirs, or from `state` as in [`receive_with_state`]; with neither, it is kept without one, checked against its auth events
+/// alone.
 pub fn receive_history<R: RoomReader>(
     reader: &R,
     checked: &CheckedPdu,

@@ -268,7 +268,7 @@ async fn a_file_of_an_older_schema_keeps_what_it_holds() {
         store.close().await;
         raw(
             &path,
-            "DROP TABLE refuted; ALTER TABLE events DROP COLUMN told; PRAGMA user_version = 14",
+            "DROP TABLE refuted; ALTER TABLE events DROP COLUMN told; PRAGMA user_version = 15",
         );
         if lacks_column {
             raw(&path, "ALTER TABLE entries DROP COLUMN over");
