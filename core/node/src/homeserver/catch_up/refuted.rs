@@ -9,6 +9,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::mallory::{Mallory, until_same, with_mallory_in};
 use crate::{
     Error,
+    clock::Clock,
     testing::{
         Node, escape,
         rooms::{eventually, say, until_text},
@@ -77,8 +78,10 @@ async fn what_a_liar_told_of_stands_no_more_once_its_past_comes() {
         clients[0].post_ok(&path("ban"), json!({"user_id": evil_user})).await;
         let (ban_id, ban) = newest(a, &room).await;
 
+        // Of two that disagree, the later one stands.
+        let now = u64::from(cluster.clock.now().get());
         let renamed = json!({
-            "prev_events": [ban_id], "content": {"membership": "join", "displayname": "never banned"}, "depth": 40,
+            "origin_server_ts": now, "prev_events": [ban_id], "content": {"membership": "join", "displayname": "never banned"}, "depth": 40,
         });
         let (renamed_id, renamed) = mallory.forge(&own_base, renamed);
         let (_, after) = mallory.forge(&base, json!({"prev_events": [renamed_id], "depth": 41}));
