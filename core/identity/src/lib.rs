@@ -4,7 +4,8 @@
 //! A server name *is* an Ed25519 public key ([`IdentityPublicKey`]). The matching [`IdentityKey`] signs only
 //! [`KeyDocument`]s, which name the [`NodeKey`]s that may sign events. A [`Hello`] proves who stands behind a libp2p
 //! connection; a [`Ticket`] tells another person where to find a node, and a [`SealedRecord`] whoever knows its name. A
-//! [`TopicSecret`] is what members of a room share to pass messages on among themselves.
+//! [`TopicSecret`] is what members of a room share to pass messages on among themselves; what one of them says there in its own
+//! name is [`Vouched`] for.
 
 mod blinding;
 pub mod cbor;
@@ -17,6 +18,7 @@ mod qr;
 mod record;
 mod ticket;
 mod topic;
+mod vouched;
 
 pub use document::{DocumentError, KeyDocument, KeyStatus, NodeEntry, OldKey, ROOT_KEY_ID};
 pub use hello::{Hello, HelloError};
@@ -30,3 +32,4 @@ pub use record::{
 };
 pub use ticket::{Ticket, TicketError};
 pub use topic::{TopicError, TopicKey, TopicName, TopicSecret};
+pub use vouched::{Vouched, VouchedError};

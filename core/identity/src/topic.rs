@@ -147,7 +147,7 @@ impl TopicSecret {
     }
 
     /// What members can make others read, for a fuzzer, which cannot sign.
-    #[cfg(fuzzing)]
+    #[cfg(feature = "testing")]
     pub fn unpack_sealed(padded: &[u8]) -> Result<Vec<u8>, TopicError> {
         Self::unpack(padded)
     }
