@@ -280,6 +280,13 @@ impl Net {
         told.await.unwrap_or(Err(TellError::ShuttingDown))
     }
 
+    /// Says that there was a message on a topic that this server had to be asked for: whoever of those who pass the topic's messages
+    /// on fails to again and again is replaced.
+    pub async fn missed(&self, topic: &TopicName, from: &ServerName) {
+        let command = Command::Missed(topic.clone(), from.to_owned());
+        let _ = self.0.commands.send(command).await;
+    }
+
     /// Messages of the topics that are followed, from now on; never those told by this node. What a lagging receiver misses
     /// is lost.
     pub fn topic_messages(&self) -> broadcast::Receiver<TopicMessage> {

@@ -22,6 +22,13 @@ use crate::topics::{Followers, Members, TellError, TopicEvent, TopicMessage};
 /// Members of a topic that are to be connected. As many again dial us.
 const COMPANY: usize = 4;
 
+/// How many of them are to be such as this node chose: whoever dials us may have come to be all our company.
+const OWN_CHOICE: usize = 2;
+
+/// How many more of them there may be, while hardly anybody has proved to pass anything on: one with each message that this node
+/// says, or has to ask for.
+const MORE_CHOICE: usize = 8;
+
 /// Members that are tried in a row, and not reached, before there is a pause.
 const MAX_TRIES: u32 = 8;
 
@@ -39,6 +46,8 @@ struct Topic {
     members: Members,
     /// Members that were tried and not reached since the last one was.
     failures: u32,
+    /// Members wanted beyond [`OWN_CHOICE`], as long as hardly anybody has proved to pass anything on.
+    more: usize,
     /// It has to wait for members to come, or for its time.
     waiting: bool,
 }
@@ -54,6 +63,10 @@ pub(super) struct Company {
     topics: HashMap<TopicName, Topic>,
     trying: HashSet<OwnedServerName>,
     resting: HashMap<OwnedServerName, Resting>,
+    /// Members that pass nothing on, and until when they are no company.
+    silent: HashMap<OwnedServerName, Instant>,
+    /// Members that were dialled for a topic, and for nothing else.
+    chosen: HashSet<OwnedServerName>,
     messages: broadcast::Sender<TopicMessage>,
     followers: watch::Sender<Followers>,
 }
@@ -65,14 +78,22 @@ impl Company {
             topics: HashMap::new(),
             trying: HashSet::new(),
             resting: HashMap::new(),
+            silent: HashMap::new(),
+            chosen: HashSet::new(),
             messages,
             followers,
         }
     }
 
-    /// Whether a server is a member of a topic that is followed.
+    /// Whether a server is a member of a topic that is followed, and no silent one. Of each topic, [`COMPANY`] of these
+    /// connections are needed, [`OWN_CHOICE`] of them to members that were dialled for it or are contacts; a connection more or
+    /// less beyond that changes little.
     pub(super) fn has(&self, server: &ServerName) -> bool {
-        self.topics.values().any(|topic| topic.members.contains(server))
+        !self.is_silent(server) && self.topics.values().any(|topic| topic.members.contains(server))
+    }
+
+    fn is_silent(&self, server: &ServerName) -> bool {
+        self.silent.get(server).is_some_and(|until| *until > Instant::now())
     }
 
     fn topics_of(&self, server: &ServerName) -> Vec<TopicName> {
@@ -92,6 +113,7 @@ impl Owner {
         let topic = Topic {
             members: members.clone(),
             failures: 0,
+            more: 0,
             waiting: false,
         };
         self.company.topics.insert(key.name(), topic);
@@ -107,7 +129,9 @@ impl Owner {
 
     /// Sends a message on a topic.
     pub(super) fn tell(&mut self, topic: &TopicKey, message: Bytes) -> Result<usize, TellError> {
-        self.swarm.behaviour_mut().topics.tell(topic, message)
+        let told = self.swarm.behaviour_mut().topics.tell(topic, message);
+        self.seek_more(&topic.name());
+        told
     }
 
     /// A message came in on a topic, or followers came or went.
@@ -116,6 +140,44 @@ impl Owner {
             // Nobody may be reading.
             TopicEvent::Message(message) => drop(self.company.messages.send(message)),
             TopicEvent::Followers(followers) => drop(self.company.followers.send_replace(followers)),
+            TopicEvent::Silent(server, lasting) => self.handle_silent(&server, lasting),
+            TopicEvent::Heard(server) => drop(self.company.silent.remove(&server)),
+        }
+    }
+
+    /// There was a message on a topic that came here in another way.
+    pub(super) fn missed(&mut self, topic: &TopicName, from: &ServerName) {
+        self.swarm.behaviour_mut().topics.missed(topic, from);
+        self.seek_more(topic);
+    }
+
+    /// There was a message; who is connected may all be such as pass nothing on.
+    fn seek_more(&mut self, name: &TopicName) {
+        if !self.swarm.behaviour().topics.lacks_proof(name) {
+            return;
+        }
+        if let Some(topic) = self.company.topics.get_mut(name) {
+            topic.more = MORE_CHOICE.min(topic.more + 1);
+            self.seek_company(name);
+        }
+    }
+
+    /// A member passes nothing on: others are sought in its place, and if it was dialled for a topic it is let go.
+    fn handle_silent(&mut self, server: &ServerName, lasting: Duration) {
+        let now = Instant::now();
+        let silent = &mut self.company.silent;
+        silent.retain(|_, until| *until > now);
+        if silent.len() < MAX_RESTING {
+            silent.insert(server.to_owned(), now + lasting);
+        }
+        if self.company.chosen.remove(server) && !self.contacts.contains(server) {
+            let sessions = self.peers.get(server).map(|peer| peer.sessions()).unwrap_or_default();
+            for session in sessions.iter().filter(|session| session.dialled) {
+                session.retire();
+            }
+        }
+        for name in self.company.topics_of(server) {
+            self.seek_company(&name);
         }
     }
 
@@ -137,18 +199,27 @@ impl Owner {
             return None;
         }
         let connected: HashSet<_> = self.peers.names().into_iter().collect();
-        let there = connected.iter().filter(|server| topic.members.contains(*server));
-        let there = there.count();
+        let company = &self.company;
+        let good = |server: &&OwnedServerName| topic.members.contains(*server) && !company.is_silent(server);
+        let there = connected.iter().filter(good).count();
+        let chosen = |server: &&OwnedServerName| company.chosen.contains(*server) || self.contacts.contains(*server);
+        let own = connected.iter().filter(good).filter(chosen).count();
         let trying = &self.company.trying;
         let tried = trying.iter().filter(|server| topic.members.contains(*server)).count();
         // A topic of which nobody is connected may take what others leave free.
         let places = self.shared.limits.connections as usize;
         let places = if there == 0 { places * 3 / 4 } else { places / 2 };
-        if there + tried >= COMPANY || self.sessions.len() + trying.len() >= places {
+        let more = match self.swarm.behaviour().topics.lacks_proof(name) {
+            true => topic.more,
+            false => 0,
+        };
+        let enough = there + tried >= COMPANY && own + tried >= OWN_CHOICE + more;
+        if enough || self.sessions.len() + trying.len() >= places {
             return None;
         }
         let now = Instant::now();
-        let rests = |server| self.company.resting.get(server).is_some_and(|rest| now < rest.until);
+        let rests =
+            |server| company.resting.get(server).is_some_and(|rest| now < rest.until) || company.is_silent(server);
         let free = topic
             .members
             .iter()
@@ -159,7 +230,9 @@ impl Owner {
     /// A member was dialled for a topic.
     pub(super) fn handle_tried(&mut self, server: &ServerName, reached: bool) {
         self.company.trying.remove(server);
-        if !reached {
+        if reached {
+            self.company.chosen.insert(server.to_owned());
+        } else {
             self.note_out_of_reach(server);
         }
         for name in self.company.topics_of(server) {
@@ -211,6 +284,7 @@ impl Owner {
 
     /// A server is not connected any more.
     pub(super) fn company_left(&mut self, server: &ServerName) {
+        self.company.chosen.remove(server);
         for name in self.company.topics_of(server) {
             self.seek_company(&name);
         }

@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Unfollow(TopicName),
     /// Send a message on a topic; the reply says to how many it went.
     Tell(TopicKey, Bytes, oneshot::Sender<Result<usize, TellError>>),
+    /// A message of a topic came in another way, from this server.
+    Missed(TopicName, OwnedServerName),
     /// Check every connection, and dial lost contacts again.
     NetworkChanged,
     /// Dial the contacts that are not connected.
@@ -264,6 +266,7 @@ impl Owner {
                 // Whoever asked may have given up.
                 let _ = reply.send(self.tell(&topic, message));
             }
+            Command::Missed(topic, from) => self.missed(&topic, &from),
             Command::NetworkChanged => self.handle_network_changed(),
             Command::SetRelays(relays) => {
                 self.set_relays(&relays);

@@ -29,6 +29,7 @@ impl Behaviour {
         self.followers.entry(link.peer_id).or_insert_with(|| Follower {
             server,
             admitted: 0,
+            score: 0.0,
             said: HashMap::new(),
         });
         self.admit(id);
@@ -74,6 +75,7 @@ impl Behaviour {
             handler: NotifyHandler::One(id),
             event: Order::Start(Box::new(handler)),
         });
+        self.rate_all();
         self.stir();
     }
 

@@ -32,7 +32,9 @@ use super::{
     allowance::Allowance,
     config,
     handler::{Gossip, News, Order},
-    scores, topic_scores,
+    scores,
+    silence::{Bringers, Silent},
+    topic_scores,
 };
 use crate::BoxError;
 
@@ -63,6 +65,10 @@ pub(crate) enum TopicEvent {
     Message(TopicMessage),
     /// Followers came or went.
     Followers(Followers),
+    /// A server passes nothing on, and is not counted on for so long.
+    Silent(OwnedServerName, Duration),
+    /// It passed something on all the same.
+    Heard(OwnedServerName),
 }
 
 /// A topic that this node follows.
@@ -70,6 +76,7 @@ pub(super) struct Followed {
     key: TopicKey,
     pub(super) members: Members,
     allowance: Allowance,
+    pub(super) bringers: Bringers,
 }
 
 /// A connection.
@@ -85,6 +92,8 @@ pub(super) struct Follower {
     pub(super) server: OwnedServerName,
     /// Connections that gossipsub knows.
     pub(super) admitted: usize,
+    /// What gossipsub was told that it is worth.
+    pub(super) score: f64,
     /// What it said last of topics in which it has no part, or we have none, as far as is known yet.
     pub(super) said: HashMap<TopicHash, News>,
 }
@@ -98,6 +107,10 @@ pub(crate) struct Behaviour {
     pub(super) links: HashMap<ConnectionId, Link>,
     /// Servers that passed on what no member made, and until when that is remembered.
     pub(super) shunned: HashMap<OwnedServerName, Instant>,
+    /// Servers that pass nothing on.
+    pub(super) silent: HashMap<OwnedServerName, Silent>,
+    /// Servers that passed something on.
+    pub(super) proven: HashSet<OwnedServerName>,
     pub(super) followers: HashMap<PeerId, Follower>,
     pub(super) events: VecDeque<Event>,
     /// What gossipsub said out of turn.
@@ -123,7 +136,7 @@ fn router(heart: Duration) -> Result<Router, BoxError> {
     Ok(router)
 }
 
-fn hash_of(topic: &TopicName) -> TopicHash {
+pub(super) fn hash_of(topic: &TopicName) -> TopicHash {
     TopicHash::from_raw(topic.as_str())
 }
 
@@ -149,6 +162,8 @@ impl Behaviour {
             followed: HashMap::new(),
             links: HashMap::new(),
             shunned: HashMap::new(),
+            silent: HashMap::new(),
+            proven: HashSet::new(),
             followers: HashMap::new(),
             events: VecDeque::new(),
             early: VecDeque::new(),
@@ -172,6 +187,7 @@ impl Behaviour {
             key,
             members: Members::default(),
             allowance,
+            bringers: Bringers::default(),
         });
         followed.members = members;
         // Both fail only without scores, and when the filter refuses.
@@ -246,12 +262,14 @@ impl Behaviour {
             judged(self, MessageAcceptance::Ignore);
             return None;
         }
+        let topic = message.topic;
         let message = TopicMessage {
             topic: followed.key.name(),
             from: follower.server.clone(),
             message: message.data.into(),
         };
         judged(self, MessageAcceptance::Accept);
+        self.note_first(hop, &topic, &message.message);
         self.stir();
         Some(message)
     }
@@ -367,6 +385,7 @@ impl NetworkBehaviour for Behaviour {
             }
             if !rpc.messages.is_empty() {
                 self.beat_before();
+                self.note_again(peer_id, &rpc.messages);
             }
         }
         if let Some(news) = self.sort(peer_id, news) {
@@ -421,6 +440,7 @@ impl NetworkBehaviour for Behaviour {
                 Poll::Pending if self.is_beating() && self.next_beat.as_mut().poll(cx).is_ready() => {
                     self.beats = self.beats.saturating_sub(1);
                     self.next_beat.as_mut().reset(Instant::now() + BEAT);
+                    self.look_around();
                 }
                 Poll::Pending => return Poll::Pending,
             }

@@ -9,6 +9,7 @@ mod admission;
 mod allowance;
 mod behaviour;
 mod handler;
+mod silence;
 #[cfg(test)]
 mod simulation;
 
@@ -33,8 +34,9 @@ const MESH: usize = 4;
 const MESH_LOW: usize = 2;
 const MESH_HIGH: usize = 5;
 
-/// Members that are told which messages there are, at each beat, besides those that get them.
+/// Members that are told which messages there are, at each beat, besides those that get them: so many, or this share of them.
 const LAZY: usize = 2;
+const LAZY_SHARE: f64 = 0.2;
 
 /// Time between beats: the mesh is mended, and others hear what there was.
 const BEAT: Duration = Duration::from_secs(2);
@@ -66,6 +68,12 @@ const ENVELOPE: usize = 1 << 10;
 
 /// Who passed on what no member made is not listened to for about this long.
 const PUNISHED: Duration = Duration::from_secs(60 * 60);
+
+/// What a member is worth that passes nothing on: too little for a mesh, or to be told of messages.
+const SILENT_SCORE: f64 = -1.0;
+/// In trouble, what a member is worth that never passed anything on: too little for a mesh.
+const UNPROVEN_SCORE: f64 = -0.1;
+const SCORE_WEIGHT: f64 = 70.0;
 
 /// A message of a topic, signed with the topic's key. Nothing more is known about who made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +123,7 @@ fn config(heart: Duration) -> Result<Config, ConfigBuilderError> {
         .mesh_outbound_min(0)
         .flood_publish(false)
         .gossip_lazy(LAZY)
-        .gossip_factor(0.0)
+        .gossip_factor(LAZY_SHARE)
         .retain_scores(MESH / 2)
         .opportunistic_graft_ticks(RENEWAL_BEATS)
         .opportunistic_graft_peers(1)
@@ -141,6 +149,7 @@ fn message_id(message: &Message) -> MessageId {
 /// itself upon those who turned it away. Addresses are no sign, since many come through one relay.
 fn scores() -> (PeerScoreParams, PeerScoreThresholds) {
     let params = PeerScoreParams {
+        app_specific_weight: SCORE_WEIGHT,
         ip_colocation_factor_weight: 0.0,
         behaviour_penalty_threshold: 6.0,
         behaviour_penalty_decay: score_parameter_decay(Duration::from_secs(10 * 60)),

@@ -3,10 +3,12 @@
 //!
 //! `KITH_TOPIC_NODES=1000` says how many honest nodes there are, instead of the few that every test run affords.
 
+mod drive;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -17,15 +19,19 @@ use libp2p::{
     gossipsub::{self, IdentTopic, MessageAuthenticity},
     identity::Keypair,
     multiaddr::Protocol,
-    swarm::SwarmEvent,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{
+    Rng, SeedableRng,
+    rngs::StdRng,
+    seq::{IteratorRandom, SliceRandom},
+};
 use ruma::OwnedServerName;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep},
 };
 
+use self::drive::{Arrived, Ask, Book, Drive, Names};
 use super::{
     allowance::{BURST, EACH_SECOND},
     *,
@@ -49,6 +55,12 @@ static NODES: LazyLock<usize> = LazyLock::new(|| {
     wanted.map_or(60, |wanted| wanted.parse().expect("KITH_TOPIC_NODES is a number"))
 });
 
+/// Messages until silent members have lost their places.
+const WARM_UP: usize = 24;
+
+/// Messages after that.
+const AFTERWARDS: usize = 6;
+
 /// Beats for the meshes to settle at the most, after everybody came at once.
 const BEATS_BEFORE: usize = 20;
 
@@ -59,20 +71,6 @@ fn heart() -> Duration {
 
 /// One world at a time: what waits on real time must not wait for another world.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-/// Who is behind each PeerId: what hellos prove in real life.
-type Names = Arc<Mutex<HashMap<PeerId, OwnedServerName>>>;
-
-/// What arrived where and when, by the machine and the message.
-type Arrived = Arc<watch::Sender<BTreeMap<(Ipv4Addr, Vec<u8>), Instant>>>;
-
-/// What an honest node is asked to do.
-enum Ask {
-    Follow(Members),
-    /// Says who is in its mesh.
-    Beat(oneshot::Sender<HashSet<PeerId>>),
-    Tell(Bytes, oneshot::Sender<Result<usize, TellError>>),
-}
 
 struct Node {
     address: Ipv4Addr,
@@ -101,7 +99,10 @@ enum Hostility {
 struct World {
     internet: Internet,
     names: Names,
+    book: Book,
     arrived: Arrived,
+    /// How often a node took another one for silent.
+    silenced: Arc<watch::Sender<usize>>,
     topic: TopicSecret,
     rng: StdRng,
     nodes: Vec<Node>,
@@ -119,6 +120,8 @@ impl World {
         Self {
             internet: Internet::new(delays),
             names: Names::default(),
+            book: Book::default(),
+            silenced: Arc::default(),
             arrived: Arc::new(watch::Sender::default()),
             topic: TopicSecret::from_bytes(&[7; 32]),
             rng: StdRng::seed_from_u64(4),
@@ -132,8 +135,13 @@ impl World {
         self.made += 1;
         let keypair = Keypair::generate_ed25519();
         let server = IdentityKey::generate(&mut self.rng).public().server_name();
-        lock(&self.names).insert(keypair.public().to_peer_id(), server.clone());
-        (Ipv4Addr::from_bits(0x0b00_0000 + self.made), keypair, server)
+        let (peer_id, address) = (
+            keypair.public().to_peer_id(),
+            Ipv4Addr::from_bits(0x0b00_0000 + self.made),
+        );
+        lock(&self.names).insert(peer_id, server.clone());
+        lock(&self.book).push((server.clone(), address_of(address).with(Protocol::P2p(peer_id))));
+        (address, keypair, server)
     }
 
     fn swarm<B: libp2p::swarm::NetworkBehaviour>(
@@ -154,11 +162,16 @@ impl World {
 
     /// An honest node that has just come and knows some who were there.
     fn join(&mut self) {
+        self.join_knowing(DIALS);
+    }
+
+    /// An honest node that has just come and knows so many of those who were there.
+    fn join_knowing(&mut self, count: usize) {
         let (address, keypair, server) = self.machine();
         let mut swarm = self.swarm(address, &keypair, Behaviour::with_heart(heart()).unwrap());
         let friends: Vec<_> = self
             .nodes
-            .choose_multiple(&mut self.rng, DIALS)
+            .choose_multiple(&mut self.rng, count)
             .map(Node::multiaddr)
             .collect();
         for friend in friends {
@@ -171,7 +184,11 @@ impl World {
             address,
             topic: self.topic.public(),
             names: self.names.clone(),
+            book: self.book.clone(),
+            rng: StdRng::seed_from_u64(u64::from(self.made)),
+            chosen: HashMap::new(),
             arrived: self.arrived.clone(),
+            silenced: self.silenced.clone(),
             followers: follow,
         };
         tokio::spawn(drive.run(asked));
@@ -234,6 +251,22 @@ impl World {
             }
         }
         panic!("the meshes never settle");
+    }
+
+    /// Everybody follows the topic among these servers and dials some of them, and meshes are made for a few beats.
+    async fn follow_among(&self, members: HashSet<OwnedServerName>) {
+        let members: Members = Arc::new(members);
+        for node in &self.nodes {
+            node.asks.send(Ask::Follow(members.clone())).await.ok().unwrap();
+            node.asks.send(Ask::Choose(DIALS)).await.ok().unwrap();
+        }
+        for node in &self.nodes {
+            let mut followers = node.followers.clone();
+            followers.wait_for(|count| *count >= DIALS).await.unwrap();
+        }
+        for _ in 0..3 {
+            self.beat().await;
+        }
     }
 
     /// Lets every heart beat once, and says whether all meshes were as they should be before.
@@ -301,7 +334,36 @@ impl World {
             from_sender: copies[&self.nodes[sender].address],
             copies: copies.values().sum(),
             delays,
+            missing: self
+                .nodes
+                .iter()
+                .enumerate()
+                .filter(|(number, node)| {
+                    *number != sender
+                        && !arrived
+                            .keys()
+                            .any(|(at, arrived)| *at == node.address && *arrived == message)
+                })
+                .map(|(number, _)| number)
+                .collect(),
         }
+    }
+
+    /// Whoever did not get a message gets it from an honest node, if one is connected. Says how many do not.
+    async fn catch_up(&mut self, spread: &Spread) -> usize {
+        let mut alone = 0;
+        for number in &spread.missing {
+            let asks = &self.nodes[*number].asks;
+            let (reply, answer) = oneshot::channel();
+            asks.send(Ask::Peers(reply)).await.ok().unwrap();
+            let peers = answer.await.unwrap();
+            let honest = self.nodes.iter().filter(|node| peers.contains(&node.peer_id));
+            match honest.choose(&mut self.rng) {
+                Some(from) => asks.send(Ask::Missed(from.server.clone())).await.ok().unwrap(),
+                None => alone += 1,
+            }
+        }
+        alone
     }
 }
 
@@ -317,6 +379,8 @@ struct Spread {
     /// Sent by all together; what is more than one for each receiver is waste.
     copies: usize,
     delays: Vec<Duration>,
+    /// Whom it did not reach.
+    missing: Vec<usize>,
 }
 
 impl Spread {
@@ -326,13 +390,15 @@ impl Spread {
     }
 
     fn show(&self, what: &str) {
+        let at = |delay: Option<Duration>| delay.map_or("-".to_owned(), |delay| format!("{delay:?}"));
+        let after = |share| at(Some(self.after(share)).filter(|delay| *delay < Duration::MAX));
         println!(
-            "{what}: {} of {}, p50 {:?}, p95 {:?}, last {:?}; {} copies from the sender, {:.2} for each receiver",
+            "{what}: {} of {}, p50 {}, p95 {}, last {}; {} copies from the sender, {:.2} for each receiver",
             self.reached,
             self.everybody,
-            self.after(50),
-            self.after(95),
-            self.delays.last(),
+            after(50),
+            after(95),
+            at(self.delays.last().copied()),
             self.from_sender,
             self.copies as f64 / self.reached as f64,
         );
@@ -344,57 +410,6 @@ impl Spread {
         // One more than wanted, while somebody has just pressed in.
         assert!(self.at_once <= MESH_HIGH);
         assert!(self.after(95) < Duration::from_secs(2));
-    }
-}
-
-/// An honest node at work.
-struct Drive {
-    swarm: Swarm<Behaviour>,
-    address: Ipv4Addr,
-    topic: TopicKey,
-    names: Names,
-    arrived: Arrived,
-    followers: watch::Sender<usize>,
-}
-
-impl Drive {
-    async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
-        loop {
-            tokio::select! {
-                event = self.swarm.select_next_some() => self.handle(event),
-                Some(ask) = asked.recv() => match ask {
-                    Ask::Follow(members) => self.swarm.behaviour_mut().follow(self.topic, members),
-                    // Whatever is asked, the swarm is polled, and its heart with it.
-                    Ask::Beat(reply) => reply.send(self.swarm.behaviour().mesh(&self.topic.name())).unwrap(),
-                    Ask::Tell(message, reply) => {
-                        let told = self.swarm.behaviour_mut().tell(&self.topic, message);
-                        reply.send(told).unwrap();
-                    }
-                },
-            }
-        }
-    }
-
-    fn handle(&mut self, event: SwarmEvent<TopicEvent>) {
-        match event {
-            SwarmEvent::ConnectionEstablished {
-                peer_id, connection_id, ..
-            } => {
-                let server = lock(&self.names)[&peer_id].clone();
-                self.swarm.behaviour_mut().known(connection_id, server);
-            }
-            SwarmEvent::Behaviour(TopicEvent::Message(message)) => {
-                let key = (self.address, message.message.to_vec());
-                self.arrived.send_modify(|arrived| {
-                    let twice = arrived.insert(key, Instant::now());
-                    assert!(twice.is_none(), "a message came twice");
-                });
-            }
-            SwarmEvent::Behaviour(TopicEvent::Followers(followers)) => {
-                self.followers.send_replace(followers.values().sum());
-            }
-            _ => {}
-        }
     }
 }
 
@@ -488,4 +503,51 @@ async fn a_member_who_floods_a_topic_is_passed_on_only_so_far() {
         let bytes: usize = bytes.map(|(_, message)| message.len()).sum();
         assert!(bytes > BURST / 2 && bytes <= allowed, "{bytes}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_who_pass_nothing_on_lose_their_places() {
+    let _turn = TURN.lock().await;
+    let mut world = World::new();
+    let honest = *NODES;
+    // Each came through one that was there.
+    (0..honest).for_each(|_| world.join_knowing(1));
+    let mut members = world.members();
+    // Four to each honest one, and members all of them.
+    for _ in 0..honest * 4 {
+        members.insert(world.join_hostile(Hostility::Silent, DIALS));
+    }
+    world.follow_among(members).await;
+    let mut reached = 0;
+    for number in 1..=WARM_UP + AFTERWARDS {
+        let sender = world.rng.gen_range(0..honest);
+        let spread = world.tell(sender).await;
+        spread.show(&format!("silent members, message {number}"));
+        assert!(spread.at_once <= MESH_HIGH);
+        let alone = world.catch_up(&spread).await;
+        assert_eq!(alone, 0);
+        if number > WARM_UP {
+            assert!(spread.reached * 100 >= spread.everybody * 95, "message {number}");
+            reached += spread.reached;
+        }
+    }
+    assert!(reached * 100 >= AFTERWARDS * (honest - 1) * 98);
+}
+
+/// However many have never brought anything, nobody is taken for silent, or let go, while the mesh does its work.
+#[tokio::test(start_paused = true)]
+async fn nobody_honest_is_taken_for_silent_though_one_alone_speaks() {
+    let _turn = TURN.lock().await;
+    let mut world = World::new();
+    let honest = NODES.min(20);
+    (0..honest).for_each(|_| world.join());
+    world.follow(world.members()).await;
+    for _ in 0..50 {
+        let spread = world.tell(0).await;
+        spread.check();
+        assert!(spread.at_once <= MESH);
+        // As in a busy room: the next one comes before the meshes are looked at.
+        assert_eq!(*world.silenced.borrow(), 0);
+    }
+    assert!(world.beat().await, "the meshes do not stay");
 }
