@@ -16,6 +16,7 @@ mod extremities;
 mod fetch;
 mod fields;
 mod filter;
+mod generation;
 mod handshake;
 mod heads;
 mod import;
@@ -45,6 +46,7 @@ pub use extremities::{Author, Extremity};
 pub use fetch::{Fetch, Gap, backoff};
 pub use fields::FieldSelection;
 pub use filter::{EventFilter, RoomSet, Subject, SyncFilter};
+pub use generation::is_generation_believed;
 pub use handshake::{
     Expected, HandshakeError, JoinGrant, accept_invite, build_on_template, check_membership, join_grant,
     membership_template, take_signature,

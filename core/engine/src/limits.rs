@@ -92,6 +92,9 @@ pub const TOPIC_CHECK_AFTER: Duration = Duration::from_secs(5);
 /// of names. So everybody is seen to by several, and nobody by all.
 pub const TOPIC_NEIGHBOURS: usize = 4;
 
+/// How far ahead the clock of whoever made a topic's secret may be of ours.
+pub const TOPIC_CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Members that are told of new heads at once; the others follow.
 pub const TOLD_AT_ONCE: usize = 4;
 

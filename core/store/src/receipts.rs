@@ -1,7 +1,7 @@
 //! Up to which event each user has read each room. It decides nothing: not even which of two receipts is further on.
 
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, ServerName, UserId,
     events::receipt::ReceiptThread,
 };
 use rusqlite::{OptionalExtension, Params, Row, params};
@@ -76,6 +76,29 @@ impl ReadTxn<'_> {
              AND receipts.seq > ?2 AND receipts.seq <= ?3 AND (NOT private OR user_id = ?1) ORDER BY receipts.seq"
         );
         self.receipts(&sql, params![viewer.as_str(), after.0, upto.0, room.as_str()])
+    }
+
+    /// The newest public receipts of a server's users, made at a time or later, in rooms that have a topic and that another server
+    /// is in.
+    pub fn receipts_told_by_topic(
+        &self,
+        own: &ServerName,
+        other: &ServerName,
+        since: MilliSecondsSinceUnixEpoch,
+        limit: usize,
+    ) -> Result<Vec<Receipt>, StoreError> {
+        let sql = format!(
+            "{COLUMNS} WHERE users.server = (SELECT server FROM servers WHERE name = ?1) AND NOT private AND ts >= ?3
+             AND EXISTS (SELECT 1 FROM topics WHERE topics.room = receipts.room AND replaced_at IS NULL)
+             AND EXISTS (SELECT 1 FROM room_servers WHERE room_servers.room = receipts.room
+                AND room_servers.server = (SELECT server FROM servers WHERE name = ?2))
+             ORDER BY receipts.seq DESC LIMIT ?4"
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.receipts(
+            &sql,
+            params![own.as_str(), other.as_str(), column::millis(since), limit],
+        )
     }
 
     /// The event that a user's receipt of one kind stands at.

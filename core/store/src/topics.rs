@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use kith_engine::is_generation_believed;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId};
 use rusqlite::{OptionalExtension, Row};
 
@@ -113,7 +114,8 @@ impl ReadTxn<'_> {
 }
 
 impl WriteTxn<'_> {
-    /// Takes a room's secret into use if it comes after the one that is used: by generation, then by its bytes.
+    /// Takes a room's secret into use if it comes after the one that is used: by generation, then by its bytes. A generation
+    /// that is not believed now comes before all others, also that of the one that is used.
     pub fn adopt_topic(&self, room: &RoomId, new: &NewTopic) -> Result<Adopted, StoreError> {
         let Some(number) = self.room_no(room)? else {
             return Ok(Adopted::No);
@@ -126,11 +128,15 @@ impl WriteTxn<'_> {
             Ok(used)
         });
         let used = used.optional()?;
+        let believed = |generation: i64| is_generation_believed(generation.try_into().unwrap_or(0), new.now);
         let generation = i64::try_from(new.generation).unwrap_or(i64::MAX);
+        if !believed(generation) {
+            return Ok(Adopted::No);
+        }
         let mut since = self.last_seq()?.0;
         let mut adopted = Adopted::Yes;
         if let Some((before, secret, since_before, own)) = used {
-            if (generation, new.secret) <= (before, secret) {
+            if believed(before) && (generation, new.secret) <= (before, secret) {
                 return Ok(Adopted::No);
             }
             if let Some(gone) = &new.gone
