@@ -515,6 +515,10 @@ impl Network for Interface {
         }
     }
 
+    async fn missed(&self, _: &TopicName, _: &ServerName) {
+        // Nobody keeps silent here.
+    }
+
     fn has_topics(&self) -> bool {
         true
     }

@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     clock::SystemEntropy,
     contacts::Introduction,
+    network::Network,
     testing::{Client, ManualClock, escape},
 };
 
@@ -145,6 +146,47 @@ async fn a_message_to_a_larger_room_leaves_its_sender_a_few_times_and_reaches_ev
     );
     assert!(copies.iter().all(|copies| (1..=5).contains(copies)), "{copies:?}");
     for node in &nodes {
+        node.shutdown().await;
+    }
+}
+
+/// kith-net comes and goes with the network; what is followed outlives it.
+#[tokio::test]
+async fn topics_are_followed_by_each_network_that_a_node_has() {
+    let clock = ManualClock::starting_now();
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [one, other] = [
+        start(folders[0].path(), &clock).await,
+        start(folders[1].path(), &clock).await,
+    ];
+    let introduction = Introduction::Ticket(Box::new(Node::ticket(&one).await.unwrap()));
+    other.add_peer(&introduction).await.unwrap();
+    let topic = kith_identity::TopicSecret::from_bytes(&[7; 32]);
+    let members = [&one, &other].map(|node| node.homeserver().context.server_name.clone());
+    for node in [&one, &other] {
+        node.inner.network.follow(topic.public(), members.to_vec()).await;
+    }
+    for round in 0..2_u8 {
+        let mut followers = other.inner.network.net().unwrap().followers();
+        let name = topic.public().name();
+        let there = followers.wait_for(|topics| topics.get(&name) == Some(&1));
+        tokio::time::timeout(Duration::from_secs(60), there)
+            .await
+            .unwrap()
+            .unwrap();
+        let mut messages = one.inner.network.topic_messages().unwrap();
+        let message = topic.seal(&[round], &mut World::system().rng()).unwrap();
+        let told = other.inner.network.publish(&topic.public(), message.into()).await;
+        assert_eq!(told, Ok(1));
+        let heard = tokio::time::timeout(Duration::from_secs(60), messages.recv()).await;
+        assert_eq!(topic.open(&heard.unwrap().unwrap().message).unwrap(), [round]);
+        other.suspend(false).await.unwrap();
+        let message = topic.seal(&[round, 1], &mut World::system().rng()).unwrap();
+        let offline = other.inner.network.publish(&topic.public(), message.into()).await;
+        assert_eq!(offline, Err(crate::network::PublishError::Busy));
+        other.resume().await.unwrap();
+    }
+    for node in [one, other] {
         node.shutdown().await;
     }
 }

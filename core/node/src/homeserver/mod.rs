@@ -165,7 +165,13 @@ impl Homeserver {
         );
         let catch_up = CatchUp::new(context.clone(), incoming.clone(), rooms.clone(), topics.clone(), news);
         timeline.set_history(Arc::new(incoming.clone()));
-        let ephemeral = Ephemeral::new(context.clone(), outbox.clone(), passing.clone());
+        let ephemeral = Ephemeral::new(
+            context.clone(),
+            outbox.clone(),
+            server_keys.clone(),
+            topics.clone(),
+            passing.clone(),
+        );
         let sync = Sync::new(
             context.clone(),
             account_data.clone(),
@@ -210,7 +216,8 @@ impl Homeserver {
         self.presence.start();
         self.rooms.start();
         self.topics.start().await?;
-        self.incoming.start(&self.admission);
+        self.ephemeral.start();
+        self.incoming.start(&self.admission, &self.ephemeral);
         self.catch_up.start();
         self.outbox.start().await
     }

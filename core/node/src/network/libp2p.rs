@@ -170,6 +170,12 @@ impl Network for Libp2p {
         })
     }
 
+    async fn missed(&self, topic: &TopicName, from: &ServerName) {
+        if let Some(net) = self.net() {
+            net.missed(topic, from).await;
+        }
+    }
+
     fn has_topics(&self) -> bool {
         true
     }

@@ -185,30 +185,22 @@ pub trait Network: Send + Sync + 'static {
 
     /// Follows a topic among these servers: only they are listened to and told, and a few of them are kept connected. Once
     /// more with other members replaces them. A network that has no topics follows none.
-    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
-        let _ = (topic, members);
-    }
+    async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>);
 
     /// Follows a topic no longer.
-    async fn unfollow(&self, topic: &TopicName) {
-        let _ = topic;
-    }
+    async fn unfollow(&self, topic: &TopicName);
 
     /// Gives a message to a few connected followers, who pass it on; says to how many. It may reach anybody or nobody: a hint, never
     /// a delivery.
-    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError> {
-        let _ = (topic, message);
-        Err(PublishError::NotFollowed)
-    }
+    async fn publish(&self, topic: &TopicKey, message: Bytes) -> Result<usize, PublishError>;
+
+    /// Says that there was a message on a topic that this server had to be asked for, so that it can be told who passes nothing on.
+    async fn missed(&self, topic: &TopicName, from: &ServerName);
 
     /// Whether there are topics at all.
-    fn has_topics(&self) -> bool {
-        false
-    }
+    fn has_topics(&self) -> bool;
 
     /// Messages of the topics that are followed, from now on; never those published here. What a lagging receiver misses is
     /// lost. None from a network that has no topics.
-    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>> {
-        None
-    }
+    fn topic_messages(&self) -> Option<broadcast::Receiver<TopicMessage>>;
 }

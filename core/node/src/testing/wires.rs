@@ -54,6 +54,8 @@ struct WiresInner {
     /// Messages of topics so far, and whether they are lost from now on.
     published: Vec<(OwnedServerName, Bytes)>,
     loses_gossip: bool,
+    /// Who said that a topic did not bring a message.
+    missed: BTreeSet<(OwnedServerName, TopicName)>,
     /// Requests that are never answered: to one node or to any, by part of their path.
     lost: Vec<(Option<OwnedServerName>, String)>,
 }
@@ -137,6 +139,11 @@ impl Wires {
         self.change(|inner| {
             inner.cut.remove(&pair(a, b));
         });
+    }
+
+    /// Who said that a topic did not bring a message.
+    pub(crate) fn missed(&self) -> BTreeSet<(OwnedServerName, TopicName)> {
+        self.lock().missed.clone()
     }
 
     /// How many requests whose path holds `part` arrived so far.
@@ -420,6 +427,11 @@ impl Network for MemoryNetwork {
         }
         self.wires.1.send_replace(());
         Ok(told.len())
+    }
+
+    async fn missed(&self, topic: &TopicName, _: &ServerName) {
+        self.wires.lock().missed.insert((self.me.clone(), topic.clone()));
+        self.wires.1.send_replace(());
     }
 
     fn has_topics(&self) -> bool {

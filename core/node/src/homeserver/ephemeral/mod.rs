@@ -1,5 +1,6 @@
 //! What happens in rooms beside their events: who is typing, who has read how far. It is never part of a room's history.
 
+mod by_topic;
 mod receipts;
 #[cfg(test)]
 mod tests;
@@ -7,19 +8,23 @@ mod typing;
 
 pub use receipts::ReadMark;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kith_store::ReadTxn;
 use ruma::{
-    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UInt, UserId,
     api::federation::transactions::edu::{Edu, TypingContent},
     events::room::member::MembershipState,
 };
 use serde_json::value::to_raw_value;
-use tokio::time::Instant;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::Instant,
+};
 
-use super::{Context, Outbox, Passing, rooms::state::find_room, tasks::Tasks};
-use crate::Error;
+use super::{Context, Outbox, Passing, ServerKeys, Topics, rooms::state::find_room, tasks::Tasks, topics::TopicEdu};
+use crate::{Error, network::PeerEvent};
+use by_topic::Heard as HeardByTopic;
 use typing::{Heard, Typing};
 
 /// The longest that one word of a client counts.
@@ -28,22 +33,37 @@ const MAX_TYPING: Duration = Duration::from_secs(120);
 /// How long another server's word counts; while typing goes on it repeats it.
 const REMOTE_TYPING: Duration = Duration::from_secs(60);
 
+/// How far back a peer is told of receipts that comes up for the first time.
+const TOLD_AFTER_START: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a peer may have been gone before that was noticed.
+const NOTICED_LATE: Duration = Duration::from_secs(3 * 60);
+
+/// Peers of which it is remembered since when they are gone.
+const MAX_GONE: usize = 1_000;
+
 /// The service of typing and receipts.
 #[derive(Clone)]
 pub struct Ephemeral {
     ctx: Context,
     outbox: Outbox,
+    server_keys: ServerKeys,
+    topics: Topics,
     typing: Arc<Typing>,
+    heard: Arc<HeardByTopic>,
     tasks: Tasks,
 }
 
 impl Ephemeral {
     /// Makes the service; it numbers its changes by the counter of what passes in memory.
-    pub fn new(ctx: Context, outbox: Outbox, passing: Passing) -> Self {
+    pub fn new(ctx: Context, outbox: Outbox, server_keys: ServerKeys, topics: Topics, passing: Passing) -> Self {
         Self {
             ctx,
             outbox,
+            server_keys,
+            topics,
             typing: Arc::new(Typing::new(passing)),
+            heard: Arc::default(),
             tasks: Tasks::new(),
         }
     }
@@ -103,6 +123,48 @@ impl Ephemeral {
         Ok(())
     }
 
+    /// Tells peers that come up what they missed, from now on.
+    pub fn start(&self) {
+        let events = self.ctx.network.events();
+        let service = self.for_task();
+        self.tasks.spawn(async move { service.watch_peers(events).await });
+    }
+
+    async fn watch_peers(&self, mut events: broadcast::Receiver<PeerEvent>) {
+        let ago = |reach: Duration| {
+            let reach = UInt::new_saturating(reach.as_secs() * 1_000);
+            MilliSecondsSinceUnixEpoch(self.ctx.world.now().get().saturating_sub(reach))
+        };
+        // Of who went before this node was started nothing is known.
+        let mut gone: BTreeMap<OwnedServerName, MilliSecondsSinceUnixEpoch> = BTreeMap::new();
+        loop {
+            match events.recv().await {
+                Ok(PeerEvent::Up(server)) => {
+                    let since = gone.remove(&server).unwrap_or_else(|| ago(TOLD_AFTER_START));
+                    if let Err(error) = self.tell_receipts(&server, since).await {
+                        tracing::debug!(%server, %error, "a server was not told of receipts");
+                    }
+                }
+                Ok(PeerEvent::Down(server)) => {
+                    if gone.len() >= MAX_GONE {
+                        gone.pop_first();
+                    }
+                    gone.insert(server, ago(NOTICED_LATE));
+                }
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// The service as its own tasks hold it.
+    fn for_task(&self) -> Self {
+        Self {
+            tasks: self.tasks.for_task(),
+            ..self.clone()
+        }
+    }
+
     /// Ends all tasks.
     pub async fn shutdown(&self) {
         self.tasks.shutdown().await;
@@ -117,10 +179,7 @@ impl Ephemeral {
     /// Ends a user's typing when its time is over.
     fn watch_end(&self, user: &UserId, room: &RoomId) {
         let (user, room) = (user.to_owned(), room.to_owned());
-        let service = Self {
-            tasks: self.tasks.for_task(),
-            ..self.clone()
-        };
+        let service = self.for_task();
         self.tasks.spawn(async move {
             while let Some(until) = service.typing.until(&room, &user) {
                 tokio::time::sleep_until(until).await;
@@ -139,12 +198,22 @@ impl Ephemeral {
     }
 
     async fn tell(&self, user: &UserId, room: &RoomId, typing: bool) -> Result<(), Error> {
-        let of = room.to_owned();
-        let servers: Vec<OwnedServerName> = self.ctx.store.read(move |txn| txn.joined_servers(&of)).await?;
+        let (of, topics, now) = (room.to_owned(), self.topics.clone(), self.ctx.world.now());
+        let read = self.ctx.store.read(move |txn| {
+            let by_topic = topics.usable(txn, &of, now)?.is_some();
+            Ok::<_, Error>((by_topic, txn.joined_servers(&of)?))
+        });
+        let (by_topic, servers): (bool, Vec<OwnedServerName>) = read.await?;
         let edu = Edu::Typing(TypingContent::new(room.to_owned(), user.to_owned(), typing));
         let edu =
             to_raw_value(&edu).map_err(|error| Error::Internal("an EDU did not serialise", Some(Box::new(error))))?;
-        self.outbox.tell(servers, &format!("m.typing {room} {user}"), &edu);
+        let slot = format!("m.typing {room} {user}");
+        if by_topic {
+            let lasting = false;
+            self.topics.tell(room, TopicEdu { slot, edu, lasting });
+        } else {
+            self.outbox.tell(servers, &slot, &edu);
+        }
         Ok(())
     }
 }

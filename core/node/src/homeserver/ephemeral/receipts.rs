@@ -16,10 +16,16 @@ use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
 use super::{Ephemeral, is_heard};
-use crate::{Error, homeserver::Context};
+use crate::{
+    Error,
+    homeserver::{Context, topics::TopicEdu},
+};
 
 /// Receipts looked at in one EDU.
 const MAX_RECEIPTS: usize = 1_000;
+
+/// Receipts that a server is told when it is connected again, the newest.
+const MAX_TOLD_AGAIN: usize = 50;
 
 /// How many relations are followed to find an event's thread.
 ///
@@ -49,22 +55,57 @@ impl Ephemeral {
         room: OwnedRoomId,
         marks: Vec<(ReadMark, OwnedEventId)>,
     ) -> Result<(), Error> {
-        let ctx = self.ctx.clone();
-        let servers = self
+        let (ctx, topics, of) = (self.ctx.clone(), self.topics.clone(), room.clone());
+        let write = self.ctx.store.write(move |txn| {
+            if txn.membership(&room, &user)? != MembershipState::Join {
+                return Err(Error::forbidden("the user is not in the room"));
+            }
+            let mut edus = Vec::new();
+            for (mark, event) in &marks {
+                edus.extend(move_mark(txn, &ctx, &user, &room, mark, event)?);
+            }
+            if topics.usable(txn, &room, ctx.world.now())?.is_some() {
+                return Ok((edus, Vec::new()));
+            }
+            let mut servers = txn.joined_servers(&room)?;
+            servers.retain(|server| !ctx.is_self(server));
+            for edu in edus.drain(..) {
+                for server in &servers {
+                    txn.enqueue_edu_in(server, &edu.slot, &edu.edu)?;
+                }
+            }
+            Ok((edus, servers))
+        });
+        let (by_topic, wake) = write.await?;
+        for edu in by_topic {
+            self.topics.tell(&of, edu);
+        }
+        self.outbox.wake(wake);
+        Ok(())
+    }
+
+    /// Tells a server that is connected again what local users have read since it was last: in rooms that tell it over their
+    /// topic, nothing waits for those who are away.
+    pub(super) async fn tell_receipts(
+        &self,
+        server: &OwnedServerName,
+        since: MilliSecondsSinceUnixEpoch,
+    ) -> Result<(), Error> {
+        let (own, of) = (self.ctx.server_name.clone(), server.clone());
+        let read = self
             .ctx
             .store
-            .write(move |txn| {
-                if txn.membership(&room, &user)? != MembershipState::Join {
-                    return Err(Error::forbidden("the user is not in the room"));
-                }
-                let mut servers = Vec::new();
-                for (mark, event) in &marks {
-                    servers.extend(move_mark(txn, &ctx, &user, &room, mark, event)?);
-                }
-                Ok(servers)
-            })
-            .await?;
-        self.outbox.wake(servers);
+            .read(move |txn| txn.receipts_told_by_topic(&own, &of, since, MAX_TOLD_AGAIN));
+        for receipt in read.await? {
+            let edu = receipt_edu(
+                &receipt.room_id,
+                &receipt.user_id,
+                &receipt.thread,
+                &receipt.event_id,
+                receipt.ts,
+            )?;
+            self.outbox.tell([server.clone()], &edu.slot, &edu.edu);
+        }
         Ok(())
     }
 
@@ -94,7 +135,7 @@ impl Ephemeral {
     }
 }
 
-/// Moves one mark; returns the servers for which something was queued.
+/// Moves one mark; returns what other servers are to be told.
 fn move_mark(
     txn: &WriteTxn<'_>,
     ctx: &Context,
@@ -102,40 +143,49 @@ fn move_mark(
     room: &RoomId,
     mark: &ReadMark,
     event: &EventId,
-) -> Result<Vec<OwnedServerName>, Error> {
+) -> Result<Option<TopicEdu>, Error> {
     let unknown = || Error::not_found("the room has no such event");
     let stored = txn.event(event)?.filter(|stored| stored.pdu.room_id() == room);
     let stored = stored.ok_or_else(unknown)?;
     let place = txn.stream_of(event)?.ok_or_else(unknown)?;
     let (thread, private) = match mark {
-        ReadMark::FullyRead => return move_marker(txn, user, room, event, place).map(|()| Vec::new()),
+        ReadMark::FullyRead => return move_marker(txn, user, room, event, place).map(|()| None),
         ReadMark::Public(thread) => (thread, false),
         ReadMark::Private(thread) => (thread, true),
     };
     check_thread(txn, &stored.pdu, thread)?;
     let before = txn.receipt(room, user, private, thread)?;
     if !is_further(txn, before.as_deref(), place)? {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let now = ctx.world.now();
     txn.set_receipt(room, user, private, thread, event, now)?;
     txn.mark_read(user, room, thread, place)?;
     if private {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    let mut servers = txn.joined_servers(room)?;
-    servers.retain(|server| !ctx.is_self(server));
-    let mut receipt = Receipt::new(now);
+    receipt_edu(room, user, thread, event, now).map(Some)
+}
+
+/// What other servers are told of a public receipt.
+fn receipt_edu(
+    room: &RoomId,
+    user: &UserId,
+    thread: &ReceiptThread,
+    event: &EventId,
+    ts: MilliSecondsSinceUnixEpoch,
+) -> Result<TopicEdu, Error> {
+    let mut receipt = Receipt::new(ts);
     receipt.thread = thread.clone();
     let data = ReceiptData::new(receipt, vec![event.to_owned()]);
     let map = ReceiptMap::new([(user.to_owned(), data)].into());
     let edu = Edu::Receipt(ReceiptContent::new([(room.to_owned(), map)].into()));
     let edu = to_raw_value(&edu).map_err(|error| Error::Internal("an EDU did not serialise", Some(Box::new(error))))?;
-    let slot = format!("m.receipt {room} {user} {}", thread.as_str().unwrap_or(""));
-    for server in &servers {
-        txn.enqueue_edu_in(server, &slot, &edu)?;
-    }
-    Ok(servers)
+    Ok(TopicEdu {
+        slot: format!("m.receipt {room} {user} {}", thread.as_str().unwrap_or("")),
+        edu,
+        lasting: true,
+    })
 }
 
 fn move_marker(txn: &WriteTxn<'_>, user: &UserId, room: &RoomId, event: &EventId, place: Seq) -> Result<(), Error> {

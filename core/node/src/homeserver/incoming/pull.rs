@@ -63,7 +63,12 @@ impl Incoming {
         };
         let asked = self.whom_to_ask(room, &version, Some(from)).await?;
         let pull = Pull::new(own_depth, depth, may_be_told);
-        self.run_pull(asked.only(from), wanted.to_vec(), pull).await
+        let lacked = !self.not_in_graph(wanted.to_vec()).await?.is_empty();
+        let pulled = self.run_pull(asked.only(from), wanted.to_vec(), pull).await?;
+        if lacked && matches!(pulled, Pulled::Done) {
+            self.topics.note_missed(room, from).await;
+        }
+        Ok(pulled)
     }
 
     /// Pulls all that lies between an event and what is held, from its sender. The room's turn must be taken.

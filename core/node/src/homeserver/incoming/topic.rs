@@ -1,5 +1,5 @@
-//! Events that come over rooms' topics: whoever passed them on is taken for who sent them, and they are judged like all
-//! others. They are a hint: what cannot be kept now is left to catching up, and nobody is answered.
+//! What comes over rooms' topics. Of events, whoever passed them on is taken for who sent them, and they are judged like all
+//! others; EDUs are the ephemeral service's. All of it is a hint: what cannot be kept now is left to catching up, and nobody is answered.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Error,
-    homeserver::{Admission, rooms::state::find_room, topics::Batch},
+    homeserver::{Admission, Ephemeral, rooms::state::find_room, topics::Batch},
     network::TopicMessage,
 };
 
@@ -33,18 +33,19 @@ pub(super) const MAX_HEARD_EARLY: usize = 64;
 
 impl Incoming {
     /// Takes in what comes over topics, from now on.
-    pub fn start(&self, admission: &Admission) {
+    pub fn start(&self, admission: &Admission, ephemeral: &Ephemeral) {
         let Some(mut messages) = self.ctx.network.topic_messages() else {
             return;
         };
-        let admission = admission.clone();
+        let (admission, ephemeral) = (admission.clone(), ephemeral.clone());
         let service = self.for_task();
         self.tasks.spawn(async move {
             loop {
                 match messages.recv().await {
                     Ok(message) => {
-                        if let Err(error) = service.handle_topic_message(&admission, message).await {
-                            tracing::debug!(%error, "events that came over a topic were not kept");
+                        let handled = service.handle_topic_message(&admission, &ephemeral, message);
+                        if let Err(error) = handled.await {
+                            tracing::debug!(%error, "what came over a topic was not kept");
                         }
                     }
                     Err(RecvError::Lagged(missed)) => {
@@ -61,7 +62,12 @@ impl Incoming {
         self.tasks.shutdown().await;
     }
 
-    async fn handle_topic_message(&self, admission: &Admission, message: TopicMessage) -> Result<(), Error> {
+    async fn handle_topic_message(
+        &self,
+        admission: &Admission,
+        ephemeral: &Ephemeral,
+        message: TopicMessage,
+    ) -> Result<(), Error> {
         let Some((room, content)) = self.topics.open(&message.topic, &message.message) else {
             return Ok(());
         };
@@ -72,8 +78,16 @@ impl Incoming {
                 "a message holds at most {MAX_PDUS} events"
             )));
         }
-        admission.take_transaction(&message.from, &batch.pdus, 0)?;
-        self.handle_topic(&message.from, &room, batch.pdus).await
+        let edus = batch.edus.as_ref().map_or(Ok(0), Ephemeral::count_vouched)?;
+        admission.take_transaction(&message.from, &batch.pdus, edus)?;
+        if !batch.pdus.is_empty() {
+            self.handle_topic(&message.from, &room, batch.pdus).await?;
+        }
+        let Some(vouched) = batch.edus else { return Ok(()) };
+        let place = (&*room, &message.topic);
+        ephemeral
+            .handle_vouched(admission, &message.from, place, &vouched)
+            .await
     }
 
     /// Keeps events that came over a room's topic.

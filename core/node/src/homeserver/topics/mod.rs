@@ -4,6 +4,9 @@
 //! A secret is made when a room comes to have enough servers, and anew when one of them has left. Any member may make it;
 //! they wait for each other in the order of their names. Of two the same one is used by all who know both.
 
+#[cfg(test)]
+mod edu_tests;
+mod edus;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -14,18 +17,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kith_engine::{limits::TOPIC_NEIGHBOURS, neighbours};
+use kith_engine::{
+    is_generation_believed,
+    limits::{TOPIC_CHECK_AFTER, TOPIC_NEIGHBOURS},
+    neighbours,
+};
 use kith_identity::{TopicName, TopicSecret};
 use kith_store::{Adopted, NewTopic, WriteTxn};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId, ServerName, UInt};
 use tokio::{
     sync::mpsc,
-    time::{Duration, sleep},
+    time::{Duration, Instant, sleep},
 };
 
 use super::{Context, News, Outbox, tasks::Tasks};
 use crate::Error;
 
+pub(crate) use edus::{MAX_EDUS, TopicEdu};
 #[cfg(test)]
 use publish::SETTLED_AFTER as SETTLED;
 pub(crate) use publish::{Batch, Plan, Publication};
@@ -61,6 +69,8 @@ struct Shared {
     news: News,
     followed: Mutex<Followed>,
     publications: mpsc::Sender<Publication>,
+    /// What waits to be told beside events.
+    edus: Mutex<edus::Waiting>,
     /// Of the service: it starts tasks from here, and keeps none alive.
     tasks: Tasks,
 }
@@ -80,7 +90,13 @@ struct Followed {
     members: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
     /// Rooms for which this node waits for its turn to make a secret.
     making: BTreeSet<OwnedRoomId>,
+    /// Members of rooms that are sent by themselves, a while from now, what they lack of what was published.
+    resting: BTreeSet<(OwnedRoomId, OwnedServerName)>,
     figures: TopicFigures,
+    /// The time of what this node last said in its own name.
+    said_last: UInt,
+    /// When a room last had a message that did not come over its topic.
+    missed: HashMap<OwnedRoomId, Instant>,
 }
 
 impl Topics {
@@ -94,6 +110,7 @@ impl Topics {
             news,
             followed: Mutex::default(),
             publications,
+            edus: Mutex::default(),
             tasks: tasks.for_task(),
         };
         Self {
@@ -154,6 +171,28 @@ impl Topics {
         }
     }
 
+    /// A room had a message that its topic should have brought, and did not: it was found when heads were compared. Of what is
+    /// found soon after it nothing is made, since one breach explains all of it.
+    pub(crate) async fn note_missed(&self, room: &RoomId, from: &ServerName) {
+        let (of, ctx, now) = (room.to_owned(), self.shared.ctx.clone(), self.shared.ctx.world.now());
+        let secret = self
+            .shared
+            .ctx
+            .store
+            .read(move |txn| publish::usable(txn, &ctx, &of, now))
+            .await;
+        let Ok(Some(secret)) = secret else { return };
+        {
+            let missed = &mut self.shared.followed().missed;
+            let now = Instant::now();
+            missed.retain(|_, last| now.duration_since(*last) < TOPIC_CHECK_AFTER);
+            if missed.insert(room.to_owned(), now).is_some() {
+                return;
+            }
+        }
+        self.shared.ctx.network.missed(&secret.public().name(), from).await;
+    }
+
     /// Takes in who is in a room now.
     pub(crate) async fn handle_members(&self, room: &RoomId, servers: &[OwnedServerName]) {
         if !self.shared.is_able() {
@@ -181,7 +220,10 @@ impl Topics {
         let read = self.shared.ctx.store.read(move |txn| {
             let mut new = Vec::new();
             for (room, told) in told {
-                let used = txn.topic(&room)?.map(|used| (used.generation, used.secret));
+                let used = txn
+                    .topic(&room)?
+                    .filter(|used| is_generation_believed(used.generation, now));
+                let used = used.map(|used| (used.generation, used.secret));
                 let later = used < Some((told.generation, told.secret));
                 if later && txn.is_server_joined(&room, &own)? && txn.is_server_joined(&room, &peer)? {
                     new.push((room, told));
@@ -210,6 +252,10 @@ impl Shared {
     /// A poisoned lock only says that another thread panicked; the lists are whole at every step.
     fn followed(&self) -> MutexGuard<'_, Followed> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edus(&self) -> MutexGuard<'_, edus::Waiting> {
+        self.edus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn handle_members(self: &Arc<Self>, room: &RoomId, servers: &[OwnedServerName]) -> Result<(), Error> {
@@ -371,34 +417,51 @@ impl Shared {
         let turn = u32::try_from(before.count().min(MAX_TURNS)).unwrap_or(u32::MAX);
         sleep(TURN.saturating_mul(turn)).await;
         self.followed().making.remove(&room);
-        if let Err(error) = self.make(&room).await {
-            tracing::warn!(%room, %error, "no secret could be made for a room's topic");
+        for _ in 0..MAX_TURNS {
+            match self.make(&room).await {
+                Ok(true) => return,
+                // A second later there is a further generation.
+                Ok(false) => sleep(TURN).await,
+                Err(error) => {
+                    tracing::warn!(%room, %error, "no secret could be made for a room's topic");
+                    return;
+                }
+            }
         }
     }
 
-    async fn make(self: &Arc<Self>, room: &RoomId) -> Result<(), Error> {
+    /// Makes a secret for a room if it lacks one. False if it could not be one that comes after the one that is used.
+    async fn make(self: &Arc<Self>, room: &RoomId) -> Result<bool, Error> {
         let (ctx, wanted) = (self.ctx.clone(), room.to_owned());
         let write = self.ctx.store.write(move |txn| {
             let servers = txn.joined_servers(&wanted)?;
             let used = txn.topic(&wanted)?;
             let fresh = used.is_some() && !txn.is_topic_stale(&wanted)?;
             if fresh || servers.len() <= ctx.config.gossip_from || !servers.contains(&ctx.server_name) {
-                return Ok(None);
+                return Ok(Some(Vec::new()));
             }
+            let now = ctx.world.now();
+            // One that is not believed was taken by an earlier version, or the clock has fallen behind since.
+            let used = used.filter(|used| is_generation_believed(used.generation, now));
             let new = NewTopic {
-                generation: used.map_or(1, |used| used.generation.saturating_add(1)),
+                generation: used.map_or(1, |used| used.generation + 1),
                 secret: *TopicSecret::generate(&mut ctx.world.rng()).as_bytes(),
                 gone: None,
-                now: ctx.world.now(),
+                now,
             };
-            txn.adopt_topic(&wanted, &new)?;
+            if txn.adopt_topic(&wanted, &new)? == Adopted::No {
+                return Ok(None);
+            }
             Ok::<_, Error>(Some(hand_out(txn, &wanted, &ctx.server_name)?))
         });
-        if let Some(wake) = write.await? {
+        let Some(wake) = write.await? else {
+            return Ok(false);
+        };
+        if !wake.is_empty() {
             self.outbox.wake(wake);
             self.handle_replaced(room).await?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

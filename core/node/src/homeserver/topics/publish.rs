@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use kith_engine::neighbours;
-use kith_identity::TopicSecret;
-use kith_store::WriteTxn;
+use kith_identity::{TopicSecret, Vouched};
+use kith_store::{ReadTxn, WriteTxn};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,13 +15,16 @@ use tokio::{
 };
 
 use super::{Shared, Topics};
-use crate::Error;
+use crate::{Error, homeserver::Context};
 
 /// Members that are sent an event by themselves, in the end.
 const REST: usize = 2;
 
 /// How long they have time to show that they have it: the author compares heads with them after half of it.
 const REST_AFTER: Duration = Duration::from_secs(10);
+
+/// How long a comparison of heads takes at the most, among those who are there.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Until a new secret is used, so that it has come to the others meanwhile.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(10);
@@ -33,7 +36,11 @@ const MAX_BATCH: usize = 200 * 1024;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Batch {
     /// Events of the room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) pdus: Vec<Box<RawValue>>,
+    /// A list of EDUs, as one of the room's servers says that they are its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) edus: Option<Vouched>,
 }
 
 /// How an event is told.
@@ -64,17 +71,15 @@ impl Topics {
         servers: &BTreeSet<OwnedServerName>,
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<Option<Plan>, Error> {
-        if servers.len() < self.shared.ctx.config.gossip_from || !self.shared.is_able() {
+        if servers.len() < self.shared.ctx.config.gossip_from {
             return Ok(None);
         }
-        let Some(topic) = txn.topic(room)? else {
+        let Some(secret) = usable(txn, &self.shared.ctx, room, now)? else {
             return Ok(None);
         };
-        let age = u64::from(now.get()).checked_sub(topic.adopted_at.get().into());
-        let settled = age.is_some_and(|age| u128::from(age) >= SETTLED_AFTER.as_millis());
         let members: BTreeSet<OwnedServerName> = txn.joined_servers(room)?.into_iter().collect();
         let (told, direct): (Vec<_>, Vec<_>) = servers.iter().partition(|server| members.contains(*server));
-        if !settled || told.len() < self.shared.ctx.config.gossip_from || txn.is_topic_stale(room)? {
+        if told.len() < self.shared.ctx.config.gossip_from {
             return Ok(None);
         }
         let peers = self.shared.ctx.network.peers();
@@ -85,7 +90,7 @@ impl Topics {
             rest.extend(neighbours(own, told, REST));
         }
         Ok(Some(Plan {
-            secret: Arc::new(TopicSecret::from_bytes(&topic.secret)),
+            secret,
             direct: direct.into_iter().cloned().collect(),
             rest: rest.into_iter().cloned().collect(),
         }))
@@ -104,6 +109,28 @@ impl Topics {
             }
         }
     }
+}
+
+/// The secret of a room's topic, if the topic can be spoken on: enough other servers had time to hear of it, and none that
+/// has left since may have it.
+pub(super) fn usable(
+    txn: &ReadTxn<'_>,
+    ctx: &Context,
+    room: &RoomId,
+    now: MilliSecondsSinceUnixEpoch,
+) -> Result<Option<Arc<TopicSecret>>, Error> {
+    if !ctx.network.has_topics() {
+        return Ok(None);
+    }
+    let Some(topic) = txn.topic(room)? else {
+        return Ok(None);
+    };
+    let age = u64::from(now.get()).checked_sub(topic.adopted_at.get().into());
+    let settled = age.is_some_and(|age| u128::from(age) >= SETTLED_AFTER.as_millis());
+    if !settled || txn.joined_servers(room)?.len() <= ctx.config.gossip_from || txn.is_topic_stale(room)? {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(TopicSecret::from_bytes(&topic.secret))))
 }
 
 /// Publishes what comes, as much of it at once as there is.
@@ -144,10 +171,11 @@ fn next_batch(waiting: &mut Vec<Publication>) -> Vec<Publication> {
 }
 
 impl Shared {
-    async fn publish(&self, batch: Vec<Publication>) {
+    async fn publish(self: &Arc<Self>, batch: Vec<Publication>) {
         let Some(first) = batch.first() else { return };
         let content = Batch {
             pdus: batch.iter().map(|publication| publication.json.clone()).collect(),
+            edus: None,
         };
         let sealed = serde_json::to_vec(&content)
             .ok()
@@ -158,26 +186,46 @@ impl Shared {
         };
         match self.ctx.network.publish(&first.secret.public(), sealed.into()).await {
             Ok(told) => {
-                {
-                    let figures = &mut self.followed().figures;
-                    figures.messages += 1;
-                    figures.copies += told as u64;
-                }
+                self.note_published(told);
                 self.news
                     .note_by_topic(batch.iter().map(|publication| publication.event.clone()));
+                let room = first.room.clone();
                 let rest: BTreeSet<OwnedServerName> =
                     batch.into_iter().flat_map(|publication| publication.rest).collect();
-                let outbox = self.outbox.clone();
-                self.tasks.spawn(async move {
-                    sleep(REST_AFTER).await;
-                    outbox.wake(rest);
-                });
+                self.send_rest_later(&room, rest);
             }
             Err(error) => {
                 tracing::debug!(room = %first.room, %error, "a topic reaches nobody; each member is sent the events");
                 self.send_to_all(batch).await;
             }
         }
+    }
+
+    /// Has members sent what they do not show to have by then. In a busy room one wait serves all that is published during it,
+    /// and heads are compared once more before it ends, since the newest of it was not asked about yet.
+    fn send_rest_later(self: &Arc<Self>, room: &RoomId, rest: BTreeSet<OwnedServerName>) {
+        for server in rest {
+            let wait = (room.to_owned(), server);
+            if !self.followed().resting.insert(wait.clone()) {
+                continue;
+            }
+            let shared = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let (room, server) = &wait;
+                sleep(REST_AFTER - ANSWERED_WITHIN).await;
+                shared.news.note_to_compare(room, [server.clone()]);
+                sleep(ANSWERED_WITHIN).await;
+                shared.followed().resting.remove(&wait);
+                shared.outbox.wake([server.clone()]);
+            });
+        }
+    }
+
+    /// A message went to so many followers.
+    pub(super) fn note_published(&self, told: usize) {
+        let figures = &mut self.followed().figures;
+        figures.messages += 1;
+        figures.copies += told as u64;
     }
 
     /// Has every member sent what could not be published.

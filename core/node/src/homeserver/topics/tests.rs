@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-const SENDS: &str = "/federation/v1/send/";
+pub(super) const SENDS: &str = "/federation/v1/send/";
 
 /// Waits until all these nodes follow the same topic, one that is not among `but`, and others at the most for a while.
 async fn until_common_topic(cluster: &Cluster, nodes: &[&Node], room: &OwnedRoomId, but: &[TopicName]) -> TopicName {
@@ -45,7 +45,7 @@ async fn until_common_topic(cluster: &Cluster, nodes: &[&Node], room: &OwnedRoom
 }
 
 /// A room of so many nodes whose topic is in use.
-async fn room_with_topic(count: usize) -> (Cluster, OwnedRoomId, Vec<Client>, TopicName) {
+pub(super) async fn room_with_topic(count: usize) -> (Cluster, OwnedRoomId, Vec<Client>, TopicName) {
     let cluster = Cluster::start(count).await;
     let (room, clients) = common_room(&cluster).await;
     let nodes: Vec<&Node> = cluster.nodes.iter().collect();
@@ -71,7 +71,7 @@ async fn until<T: Send + 'static>(
     }
 }
 
-async fn until_nothing_waits(node: &Node) {
+pub(super) async fn until_nothing_waits(node: &Node) {
     loop {
         // What is forgotten moves no position, so there is nothing to wait on.
         let waiting = node.hs.context.store.read(|txn| txn.outbox_len()).await;
@@ -105,7 +105,7 @@ async fn a_larger_room_speaks_over_its_topic() {
 
 #[tokio::test]
 async fn what_a_topic_loses_is_found_all_the_same() {
-    let (cluster, room, clients, _) = room_with_topic(6).await;
+    let (cluster, room, clients, topic) = room_with_topic(6).await;
     cluster.wires.lose_gossip(true);
     let before = cluster.wires.published().len();
     say(&clients[1], &room, "lost").await;
@@ -114,6 +114,12 @@ async fn what_a_topic_loses_is_found_all_the_same() {
     }
     assert_eq!(cluster.wires.published().len(), before + 1);
     until_alike(&cluster.nodes.iter().collect::<Vec<_>>(), &room).await;
+    // Whoever had to fetch it says so: those who should have passed it on may be to blame.
+    let mut changes = cluster.wires.changes();
+    while cluster.wires.missed().is_empty() {
+        changes.changed().await.unwrap();
+    }
+    assert!(cluster.wires.missed().iter().all(|(_, missed)| *missed == topic));
 }
 
 /// Whoever follows no topic, as one that was not told its secret yet, gets what is published from others.
@@ -215,4 +221,58 @@ async fn only_members_tell_secrets_and_the_later_one_counts_in_any_order() {
         Ok(txn.topic(&of)?.map(|topic| topic.secret[0]))
     });
     assert_eq!(passed_on.await, 2);
+}
+
+/// A member that names the highest generation there is would keep others from ever making a later one.
+#[tokio::test]
+async fn nobody_names_a_generation_that_cannot_be_surpassed() {
+    let (cluster, room, clients, first) = room_with_topic(7).await;
+    let now = u64::from(cluster[0].hs.context.world.now().get()) / 1_000;
+    let told = |generation: u64, byte: u8| -> ToldTopic {
+        let secret = ruma::serde::Base64::<ruma::serde::base64::UrlSafe>::new(vec![byte; 32]);
+        serde_json::from_value(json!({"generation": generation, "secret": secret})).unwrap()
+    };
+    let tell = async |from: &Node, to: &Node, told: ToldTopic| {
+        let told = [(room.clone(), told)].into();
+        to.hs.topics.handle_told(&from.name, told).await.unwrap();
+    };
+    let nodes: Vec<&Node> = cluster.nodes[..6].iter().collect();
+    // Two liars: one is not believed at all, the other says the most that is.
+    for node in &nodes[2..] {
+        tell(&cluster[0], node, told((1 << 53) - 1, 9)).await;
+        tell(&cluster[0], node, told(now + 2 * 24 * 60 * 60, 8)).await;
+    }
+    assert_eq!(until_common_topic(&cluster, &nodes, &room, &[]).await, first);
+    let highest = now + 24 * 60 * 60;
+    for (number, node) in nodes.iter().enumerate() {
+        // Each is told of another one.
+        tell(
+            &cluster[(number + 1) % 6],
+            node,
+            told(highest, if number % 2 == 0 { 7 } else { 6 }),
+        )
+        .await;
+    }
+    let second = until_common_topic(&cluster, &nodes, &room, std::slice::from_ref(&first)).await;
+    assert_eq!(second, kith_identity::TopicSecret::from_bytes(&[7; 32]).public().name());
+    // When somebody leaves, there is a further one all the same.
+    cluster.clock.advance(SETTLED);
+    let leave = format!("/_matrix/client/v3/rooms/{}/leave", escape(room.as_str()));
+    clients[6].post_ok(&leave, json!({})).await;
+    until_common_topic(&cluster, &nodes, &room, &[first, second]).await;
+}
+
+/// A database may hold what an earlier version believed.
+#[tokio::test]
+async fn a_generation_that_is_not_believed_any_more_is_surpassed_by_any() {
+    let (cluster, room, clients, first) = room_with_topic(7).await;
+    for node in &cluster.nodes {
+        let disk = rusqlite::Connection::open(node.database()).unwrap();
+        disk.execute("UPDATE topics SET generation = ? WHERE replaced_at IS NULL", [i64::MAX])
+            .unwrap();
+    }
+    let leave = format!("/_matrix/client/v3/rooms/{}/leave", escape(room.as_str()));
+    clients[6].post_ok(&leave, json!({})).await;
+    let nodes: Vec<&Node> = cluster.nodes[..6].iter().collect();
+    until_common_topic(&cluster, &nodes, &room, &[first]).await;
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use kith_engine::is_generation_believed;
 use kith_store::{NewTopic, ReadTxn};
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId, UInt,
@@ -72,9 +73,10 @@ impl ToldTopic {
         to_raw_value(&edu).map_err(|error| Error::Internal("an EDU did not serialise", Some(Box::new(error))))
     }
 
-    /// As the store takes it; none if it is not as members tell it.
+    /// As the store takes it; none if it is not as members tell it, or not believed now.
     pub(super) fn parse(self, now: MilliSecondsSinceUnixEpoch) -> Option<NewTopic> {
-        (self.gone.len() <= MAX_GONE).then_some(())?;
+        let sound = self.gone.len() <= MAX_GONE && is_generation_believed(self.generation.into(), now);
+        sound.then_some(())?;
         Some(NewTopic {
             generation: self.generation.into(),
             secret: self.secret.as_bytes().try_into().ok()?,
