@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Synapse into an environment of its own, once, and runs the benchmarks given as arguments (all without any): those of
-# `kith-bench`, and `simulation`.
+# `kith-bench`, `simulation` and `gossip`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -e .bench-venv/installed ]; then
@@ -18,3 +18,4 @@ if [ $# = 0 ] || [[ " $* " == *" simulation "* ]]; then
         sed -n 's/ virtual hours a minute$//p')
     printf '| virtual hours a minute | %s |\n' "$hours"
 fi
+if [ $# = 0 ] || [[ " $* " == *" gossip "* ]]; then bench/gossip.sh; fi
