@@ -30,7 +30,7 @@ sim:
 # Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`. Without a sanitizer: no
 # crate of ours has unsafe code, and what is looked for are panics, endless loops and memory without bounds.
 SECONDS ?= 60
-FUZZ_TARGETS := ticket hello key_document record topic pdu transaction federation_bodies event_graph resolution reconciliation
+FUZZ_TARGETS := ticket hello key_document record topic pdu transaction federation_bodies event_graph resolution reconciliation compact
 fuzz:
 	for target in $(FUZZ_TARGETS); do \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none --fuzz-dir tests/fuzz $$target -- \

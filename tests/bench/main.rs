@@ -1,13 +1,15 @@
 //! `make bench`: the figures that BENCHMARKS.md quotes, measured on real processes. It judges nothing.
 //!
-//! Arguments name the parts to run (`client`, `nodes`, `rooms`, `size`); without any, all run. Synapse is measured beside Kith in
-//! the same run if `KITH_BENCH_SYNAPSE` names a Python that has it.
+//! Arguments name the parts to run (`client`, `nodes`, `bytes`, `throughput`, `rooms`, `size`), several if wanted; without any, all
+//! run. A part that fails is said to have failed, and the others run. Synapse is measured beside Kith in the same run if
+//! `KITH_BENCH_SYNAPSE` names a Python that has it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a failed measurement has no better answer than to say so"
 )]
 
+mod bytes;
 mod client_api;
 mod nodes;
 mod process;
@@ -15,26 +17,64 @@ mod rooms;
 mod size;
 mod synapse;
 mod table;
+mod throughput;
 mod wire;
+
+use std::{panic::AssertUnwindSafe, process::ExitCode, time::Instant};
+
+use futures::FutureExt;
 
 use table::Table;
 
 #[tokio::main]
-async fn main() {
-    let parts: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
+async fn main() -> ExitCode {
+    let mut run = Run::new(std::env::args().skip(1).collect());
     table::print_machine();
-    if wanted("client") {
-        client_api::measure().await.print();
+    run.part("client", client_api::measure()).await;
+    run.part("nodes", nodes::measure()).await;
+    run.part("bytes", bytes::measure()).await;
+    run.part("throughput", throughput::measure()).await;
+    run.part("rooms", rooms::measure()).await;
+    run.part("size", size::measure()).await;
+    run.end()
+}
+
+/// Runs parts, and remembers which failed.
+struct Run {
+    wanted: Vec<String>,
+    failed: Vec<&'static str>,
+}
+
+impl Run {
+    fn new(wanted: Vec<String>) -> Self {
+        Self {
+            wanted,
+            failed: Vec::new(),
+        }
     }
-    if wanted("nodes") {
-        nodes::measure().await.print();
+
+    /// Runs a part if it is wanted. One that panics has failed, and ends no other.
+    async fn part(&mut self, name: &'static str, measure: impl Future<Output = Table>) {
+        if !self.wanted.is_empty() && !self.wanted.iter().any(|part| part == name) {
+            return;
+        }
+        let start = Instant::now();
+        match AssertUnwindSafe(measure).catch_unwind().await {
+            Ok(table) => table.print(),
+            Err(_) => {
+                println!("\n**The part `{name}` failed; why stands on standard error.**");
+                self.failed.push(name);
+            }
+        }
+        eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
     }
-    if wanted("rooms") {
-        rooms::measure().await.print();
-    }
-    if wanted("size") {
-        size::measure().await.print();
+
+    fn end(self) -> ExitCode {
+        if self.failed.is_empty() {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("failed: {}", self.failed.join(", "));
+        ExitCode::FAILURE
     }
 }
 

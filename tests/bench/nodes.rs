@@ -1,14 +1,12 @@
-//! Two nodes on loopback: how fast, and for how many bytes, what one says is at the other.
+//! Two nodes on loopback: how fast what one says is at the other.
 
-use std::{net::SocketAddr, time::Instant};
+use std::time::Instant;
 
 use futures::{StreamExt, stream};
-use kith_identity::Ticket;
-use kith_tests::{Client, Node, NodeOptions, texts};
-use libp2p::{Multiaddr, multiaddr::Protocol};
+use kith_tests::{Client, Node, texts};
 use serde_json::json;
 
-use crate::{Table, percentile, sorted, wire::Wire};
+use crate::{Table, percentile, sorted};
 
 const DELIVERIES: usize = 200;
 const BACKLOG: usize = 10_000;
@@ -18,20 +16,21 @@ const MISSED: usize = 10_000;
 pub(crate) async fn measure() -> Table {
     let mut table = Table::new("Two Kith nodes on loopback", &["measured", "value"]);
     delivery(&mut table).await;
-    bytes_on_the_wire(&mut table).await;
     backlog(&mut table).await;
     heal(&mut table).await;
     table
 }
 
-struct Pair {
-    nodes: Vec<Node>,
-    sender: Client,
-    receiver: Client,
-    room: String,
+/// Two nodes, and a room with a client on each.
+pub(crate) struct Pair {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) sender: Client,
+    pub(crate) receiver: Client,
+    pub(crate) room: String,
 }
 
-async fn pair(nodes: Vec<Node>) -> Pair {
+/// Has the first node's client invite the second's, and waits until a message has arrived.
+pub(crate) async fn pair(nodes: Vec<Node>) -> Pair {
     let sender = nodes[0].client("alice").await;
     let mut receiver = nodes[1].client("bob").await;
     let room = sender
@@ -72,31 +71,6 @@ async fn delivery(table: &mut Table) {
         "delivery, client to client, p99",
         &format!("{:.1} ms", percentile(&times, 99.0)),
     ]);
-}
-
-async fn bytes_on_the_wire(table: &mut Table) {
-    let first = Node::start(NodeOptions::default()).await;
-    let wire = Wire::to(udp_address(&first.ready.listen[0])).await;
-    let second = Node::start(NodeOptions {
-        peers: vec![through(&first.ready.ticket, wire.address)],
-        ..NodeOptions::default()
-    });
-    let mut pair = pair(vec![first, second.await]).await;
-    let (bytes, packets) = (wire.bytes(), wire.packets());
-    const COUNT: u64 = 100;
-    for number in 0..COUNT {
-        let text = [format!("Are you coming to the park at {number:02}?")];
-        pair.sender.send_text(&pair.room, &text[0]).await;
-        pair.receiver.texts_until(&pair.room, &text).await;
-    }
-    let bytes = (wire.bytes() - bytes) / COUNT;
-    let packets = (wire.packets() - packets) as f64 / COUNT as f64;
-    table.row([
-        "bytes on the wire per text message (both ways, with IP and UDP headers)",
-        &bytes.to_string(),
-    ]);
-    table.row(["packets per text message (both ways)", &format!("{packets:.1}")]);
-    drop(pair.nodes);
 }
 
 /// A node comes back to find many events waiting.
@@ -192,23 +166,4 @@ fn last_of(text: &str, count: usize) -> String {
 async fn send_many(sender: &Client, room: &str, text: &str, count: usize) {
     let sends = (0..count).map(|number| async move { sender.send_text(room, &format!("{text} {number}")).await });
     stream::iter(sends).buffered(16).collect::<Vec<_>>().await;
-}
-
-fn udp_address(multiaddr: &str) -> SocketAddr {
-    let multiaddr: Multiaddr = multiaddr.parse().expect("a multiaddr");
-    let mut parts = multiaddr.iter();
-    match (parts.next(), parts.next()) {
-        (Some(Protocol::Ip4(ip)), Some(Protocol::Udp(port))) => SocketAddr::from((ip, port)),
-        other => panic!("not a UDP address: {other:?}"),
-    }
-}
-
-/// The same ticket with another address.
-fn through(ticket: &str, address: SocketAddr) -> String {
-    let mut ticket = Ticket::parse(ticket).expect("a ticket");
-    let address: Multiaddr = format!("/ip4/{}/udp/{}/quic-v1", address.ip(), address.port())
-        .parse()
-        .expect("a multiaddr");
-    ticket.addrs = vec![address.to_vec()];
-    ticket.encode().expect("a ticket")
 }

@@ -2,20 +2,43 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    ops::Sub,
+    sync::{Arc, Mutex},
 };
 
 use tokio::net::UdpSocket;
+
+/// IPv4 and UDP headers travel with each packet.
+pub(crate) const IP_AND_UDP: u64 = 20 + 8;
+
+/// What crossed a wire.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Count {
+    /// Bytes both ways, with IP and UDP headers.
+    pub(crate) bytes: u64,
+    /// Of these, those from the client to the target.
+    pub(crate) there: u64,
+    /// Packets both ways.
+    pub(crate) packets: u64,
+}
+
+impl Sub for Count {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            bytes: self.bytes - before.bytes,
+            there: self.there - before.there,
+            packets: self.packets - before.packets,
+        }
+    }
+}
 
 /// A forwarder on a loopback port of its own, for one client behind it. Dropping it cuts the wire.
 pub(crate) struct Wire {
     /// Where to send to, instead of the real address.
     pub(crate) address: SocketAddr,
-    bytes: Arc<AtomicU64>,
-    packets: Arc<AtomicU64>,
+    count: Arc<Mutex<Count>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -25,46 +48,38 @@ impl Wire {
         let near = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
         let far = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
         let address = near.local_addr().expect("an address");
-        let (bytes, packets) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (count_bytes, count_packets) = (Arc::clone(&bytes), Arc::clone(&packets));
+        let count = Arc::new(Mutex::new(Count::default()));
+        let counting = count.clone();
         let task = tokio::spawn(async move {
             let mut client = None;
             let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
             loop {
-                let length = tokio::select! {
+                let (length, there) = tokio::select! {
                     Ok((length, from)) = near.recv_from(&mut up) => {
                         client = Some(from);
                         let _ = far.send_to(&up[..length], target).await;
-                        length
+                        (length, true)
                     }
                     Ok((length, _)) = far.recv_from(&mut down) => {
                         if let Some(client) = client {
                             let _ = near.send_to(&down[..length], client).await;
                         }
-                        length
+                        (length, false)
                     }
                 };
-                // IPv4 and UDP headers travel too.
-                count_bytes.fetch_add(length as u64 + 28, Ordering::Relaxed);
-                count_packets.fetch_add(1, Ordering::Relaxed);
+                let bytes = length as u64 + IP_AND_UDP;
+                let mut count = counting.lock().expect("nobody panics while counting");
+                count.bytes += bytes;
+                count.there += if there { bytes } else { 0 };
+                count.packets += 1;
             }
         });
-        Self {
-            address,
-            bytes,
-            packets,
-            task,
-        }
+        Self { address, count, task }
     }
 
-    /// Bytes so far, both ways, with IP and UDP headers.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Packets so far, both ways.
-    pub(crate) fn packets(&self) -> u64 {
-        self.packets.load(Ordering::Relaxed)
+    /// What crossed it so far.
+    pub(crate) fn count(&self) -> Count {
+        *self.count.lock().expect("nobody panics while counting")
     }
 }
 

@@ -32,8 +32,17 @@ impl Relay {
         Self::start_on(&[], &["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()]).await
     }
 
+    /// Starts a relay on a loopback port with settings as its configuration file has them.
+    pub async fn start_with(settings: &str) -> Self {
+        Self::start_as(&[], &["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()], settings).await
+    }
+
     /// Starts a relay that listens on these addresses, through a command unless that is empty.
     pub async fn start_on(through: &[String], listen: &[String]) -> Self {
+        Self::start_as(through, listen, "").await
+    }
+
+    async fn start_as(through: &[String], listen: &[String], settings: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
         let program = binary("kith-relay");
         let mut command = match through {
@@ -44,7 +53,10 @@ impl Relay {
                 command
             }
         };
-        command.args(["run", "--json", "--data"]).arg(data.path());
+        let config = data.path().join("kith-relay.toml");
+        std::fs::write(&config, settings).expect("a writable folder");
+        command.args(["run", "--json", "--config"]).arg(config);
+        command.arg("--data").arg(data.path());
         for address in listen {
             command.args(["--listen", address]);
         }

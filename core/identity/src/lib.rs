@@ -9,6 +9,7 @@
 
 mod blinding;
 pub mod cbor;
+pub mod compact;
 mod document;
 mod hello;
 mod keys;

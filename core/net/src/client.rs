@@ -1,10 +1,16 @@
 //! The asking half of a session: HTTP/2 requests over a long-lived stream, large ones over a stream of their own. Knows
 //! no server names and dials nothing.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     body::Incoming,
@@ -19,7 +25,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::{
     RequestLimits,
-    coding::{self, CodingError, Decoded},
+    coding::{self, Coding, CodingError, Decoded, MAX_SHORT, Said},
     server::Executor,
     session::{Session, SessionFault},
     streams::Protocol,
@@ -38,7 +44,7 @@ pub(crate) const RETIRE: HeaderName = HeaderName::from_static("kith-retire");
 /// Bytes of an answer's headers.
 const MAX_HEADERS: u32 = 16 << 10;
 
-type Sender = SendRequest<Full<Bytes>>;
+type Sender = SendRequest<Unmeasured>;
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +66,36 @@ pub(crate) enum ExchangeError {
 /// The long-lived stream, once it is needed.
 #[derive(Default)]
 pub(crate) struct HttpClient {
-    main: Mutex<Option<Sender>>,
+    main: Mutex<Option<Main>>,
+}
+
+/// The long-lived stream's sender, and what was said on it.
+#[derive(Clone)]
+struct Main {
+    sender: Sender,
+    said: Arc<Said>,
+}
+
+/// A whole body that does not tell its length beforehand: HTTP/2 tells where it ends, and a `content-length` is one more header
+/// that differs from request to request.
+#[derive(Debug)]
+struct Unmeasured(Full<Bytes>);
+
+impl http_body::Body for Unmeasured {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
 }
 
 impl Session {
@@ -80,33 +115,66 @@ impl Session {
         limits: &RequestLimits,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let bulk = limits.bulk || request.body().len() > LARGE;
-        let mut sender = if bulk {
-            self.open_http(true).await?
-        } else {
-            self.main_sender().await?
-        };
-        let answer = sender.try_send_request(request.map(Full::new)).await;
+        if bulk {
+            let sender = self.open_http(true).await?;
+            return Ok(self.ask(sender, request, None, limits).await?.0);
+        }
+        let Main { sender, said } = self.main_sender().await?;
+        let body = request.body().clone();
+        let (answer, number) = self.ask(sender.clone(), request.clone(), Some(&said), limits).await?;
+        let Some(number) = number else { return Ok(answer) };
+        if answer.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            // The peer did nothing, because it has forgotten what the body builds upon.
+            said.forget();
+            return Ok(self.ask(sender, request, None, limits).await?.0);
+        }
+        if answer.status().is_success() {
+            said.keep(number, &body);
+        }
+        Ok(answer)
+    }
+
+    /// Sends a request, coded, and collects the answer; gives the number of a body that was coded after what was said before.
+    async fn ask(
+        self: &Arc<Self>,
+        mut sender: Sender,
+        request: Request<Bytes>,
+        said: Option<&Said>,
+        limits: &RequestLimits,
+    ) -> Result<(Response<Bytes>, Option<u64>), ExchangeError> {
+        let (mut head, body) = request.into_parts();
+        let (body, number) = coding::encode_short(&mut head.headers, body, said);
+        let request = Request::from_parts(head, Unmeasured(Full::new(body)));
+        let answer = sender.try_send_request(request).await;
         let answer = answer.map_err(|error| failure(self, error))?;
         self.note_heard();
         let (mut head, body) = answer.into_parts();
-        let coded = coding::take_coding(&mut head.headers).map_err(|_| ExchangeError::Coding)?;
-        let body = self.collect(body, coded, limits.max_answer).await?;
-        Ok(Response::from_parts(head, body))
+        let coding = coding::take_coding(&mut head.headers).map_err(|_| ExchangeError::Coding)?;
+        let body = self.collect(body, coding, limits.max_answer).await?;
+        Ok((Response::from_parts(head, body), number))
     }
 
-    async fn collect(&self, body: Incoming, coded: bool, max: usize) -> Result<Bytes, ExchangeError> {
-        let body = Decoded::new(Limited::new(body, max), coded);
-        match Limited::new(body, max).collect().await {
-            Ok(body) => {
-                self.note_heard();
-                Ok(body.to_bytes())
-            }
-            Err(error) if error.is::<LengthLimitError>() => Err(ExchangeError::TooLarge(max)),
-            Err(error) if error.is::<CodingError>() => Err(ExchangeError::Coding),
+    async fn collect(&self, body: Incoming, coding: Coding, max: usize) -> Result<Bytes, ExchangeError> {
+        // Nobody makes a short body longer by coding it.
+        let coded_max = if coding == Coding::Short {
+            max.min(MAX_SHORT)
+        } else {
+            max
+        };
+        let body = Decoded::new(Limited::new(body, coded_max), coding == Coding::Zstd);
+        let body = match Limited::new(body, max).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(ExchangeError::TooLarge(max)),
+            Err(error) if error.is::<CodingError>() => return Err(ExchangeError::Coding),
             Err(error) => match error.downcast::<hyper::Error>() {
-                Ok(error) => Err(ExchangeError::Lost(*error)),
-                Err(_) => Err(ExchangeError::NotSent),
+                Ok(error) => return Err(ExchangeError::Lost(*error)),
+                Err(_) => return Err(ExchangeError::NotSent),
             },
+        };
+        self.note_heard();
+        match coding {
+            Coding::Short => coding::decode_short(body, max).map_err(|_| ExchangeError::Coding),
+            Coding::Plain | Coding::Zstd => Ok(body),
         }
     }
 
@@ -135,14 +203,17 @@ impl Session {
     }
 
     /// The long-lived stream's sender; opened at the first request, and again when the peer ended it.
-    async fn main_sender(self: &Arc<Self>) -> Result<Sender, ExchangeError> {
+    async fn main_sender(self: &Arc<Self>) -> Result<Main, ExchangeError> {
         let mut main = self.client.main.lock().await;
-        if let Some(sender) = main.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(main) = main.as_ref().filter(|main| !main.sender.is_closed()) {
+            return Ok(main.clone());
         }
-        let sender = self.open_http(false).await?;
-        *main = Some(sender.clone());
-        Ok(sender)
+        let opened = Main {
+            sender: self.open_http(false).await?,
+            said: Arc::default(),
+        };
+        *main = Some(opened.clone());
+        Ok(opened)
     }
 
     /// Opens a stream and starts HTTP/2 on it. A path that dies while an answer is awaited is noticed by pings.
@@ -187,7 +258,7 @@ impl Session {
 }
 
 /// Tells what the peer certainly never acted on from the rest: HTTP/2 says so, RFC 9113, section 8.7.
-fn failure(session: &Session, error: TrySendError<Request<Full<Bytes>>>) -> ExchangeError {
+fn failure(session: &Session, error: TrySendError<Request<Unmeasured>>) -> ExchangeError {
     let unsent = error.message().is_some();
     let error = error.into_error();
     let h2 = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());

@@ -159,7 +159,7 @@ impl Net {
     }
 
     /// Sends a request to a server, dialling it if need be. The URI holds path and query only. Any complete answer is `Ok`,
-    /// whatever its status. Large JSON bodies are compressed on their way; none is when it gets here. A request that may be repeated (RFC 9110, section 9.2.2) is sent again, once, over another
+    /// whatever its status. JSON bodies are compressed on their way; none is when it gets here. A request that may be repeated (RFC 9110, section 9.2.2) is sent again, once, over another
     /// connection when the first one broke.
     pub async fn request(
         &self,
@@ -186,7 +186,7 @@ impl Net {
         let mut repeatable = is_repeatable(request.method());
         let (mut head, body) = request.into_parts();
         coding::accept(&mut head.headers);
-        let body = coding::encode(&mut head.headers, body).await;
+        let body = coding::encode_request(&mut head.headers, body).await;
         let request = Request::from_parts(head, body);
         for _ in 0..MAX_TRIES {
             let peer = self.peer(server).await?;

@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -27,7 +30,7 @@ use tokio_util::{compat::FuturesAsyncReadCompatExt, task::TaskTracker};
 
 use crate::{
     client::RETIRE,
-    coding::{self, Decoded, UnknownCoding},
+    coding::{self, Accepted, Coding, Decoded, MAX_SHORT, Said},
     session::{Session, SessionFault},
 };
 
@@ -66,10 +69,10 @@ struct Stalled;
 
 /// Serves one stream that the peer opened, until the peer ends it.
 pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
-    let answering = session.clone();
+    let (answering, said) = (session.clone(), Arc::new(Said::default()));
     let service = service_fn(move |request| {
-        let session = answering.clone();
-        async move { Ok::<_, Infallible>(session.answer(request).await) }
+        let (session, said) = (answering.clone(), said.clone());
+        async move { Ok::<_, Infallible>(session.answer(request, &said).await) }
     });
     // No-ops come beside a full set of requests.
     let streams = session.shared.limits.requests_per_peer + SPARE_STREAMS;
@@ -88,9 +91,9 @@ pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
 }
 
 impl Session {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, said: &Said) -> Response<Body> {
         self.note_heard();
-        match timeout(self.shared.timing.answer, self.clone().admit(request)).await {
+        match timeout(self.shared.timing.answer, self.clone().admit(request, said)).await {
             Ok(answer) => answer,
             Err(_) => refusal(StatusCode::GATEWAY_TIMEOUT, "M_UNKNOWN", "No answer was found in time."),
         }
@@ -98,7 +101,7 @@ impl Session {
 
     /// Lets a request through to the service when the peer is known and has a place free. A stranger's waits until its
     /// hello is heard, a few at the most.
-    async fn admit(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    async fn admit(self: Arc<Self>, request: Request<Incoming>, said: &Said) -> Response<Body> {
         let Ok(stranger) = self.stranger_turn() else {
             return refusal(
                 StatusCode::UNAUTHORIZED,
@@ -127,13 +130,16 @@ impl Session {
         };
         let server_name = peer.server_name.clone();
         drop(peer);
-        let compress = coding::accepts(request.headers());
-        let Ok(request) = self.prepare(request) else {
-            return unknown_coding();
+        let accepted = coding::accepted(request.headers());
+        let request = match self.prepare(request, said).await {
+            Ok(request) => request,
+            Err(refusal) => return refusal,
         };
-        let mut answer = (self.shared.service)(server_name, request).await;
-        if compress {
-            answer = compressed(answer).await;
+        let answer = (self.shared.service)(server_name, request).await;
+        let mut answer = coded(answer, accepted).await;
+        if http_body::Body::is_end_stream(answer.body()) {
+            // HTTP/2 says it with the headers' last bit.
+            answer.headers_mut().remove(CONTENT_LENGTH);
         }
         let session = self.clone();
         answer.map(|body| AnswerBody::new(body, turn, session).boxed_unsync())
@@ -148,22 +154,47 @@ impl Session {
     }
 
     /// The request as the service sees it: path and query only, with a body that is bounded in size and pauses, and not
-    /// compressed.
-    fn prepare(&self, request: Request<Incoming>) -> Result<Request<Body>, UnknownCoding> {
+    /// coded. Otherwise what is answered.
+    async fn prepare(&self, request: Request<Incoming>, said: &Said) -> Result<Request<Body>, Response<Body>> {
         let (mut head, body) = request.into_parts();
-        let coded = coding::take_coding(&mut head.headers)?;
+        let coding = coding::take_coding(&mut head.headers).map_err(|_| unknown_coding())?;
         let mut uri = http::uri::Parts::default();
         uri.path_and_query = head.uri.into_parts().path_and_query;
         head.uri = http::Uri::from_parts(uri).unwrap_or_default();
         // As it comes and as it is decoded: neither side of the decoder is given more than is allowed.
         let max = self.shared.limits.request_body;
+        let limit = if coding == Coding::Short {
+            max.min(MAX_SHORT)
+        } else {
+            max
+        };
         let body = RequestBody {
-            body: Box::pin(Limited::new(body, max)),
+            body: Box::pin(Limited::new(body, limit)),
             pause: Box::pin(sleep(self.shared.timing.stall)),
             patience: self.shared.timing.stall,
         };
-        let body = Limited::new(Decoded::new(body, coded), max);
-        Ok(Request::from_parts(head, body.boxed_unsync()))
+        let body = match coding {
+            Coding::Short => whole(decoded(body, max, said).await?),
+            Coding::Plain | Coding::Zstd => {
+                Limited::new(Decoded::new(body, coding == Coding::Zstd), max).boxed_unsync()
+            }
+        };
+        Ok(Request::from_parts(head, body))
+    }
+}
+
+/// A short body, whole and decoded.
+async fn decoded(body: RequestBody, max: usize, said: &Said) -> Result<Bytes, Response<Body>> {
+    let unreadable = |error: &dyn std::error::Error| {
+        let what = format!("The body cannot be read: {error}.");
+        refusal(StatusCode::BAD_REQUEST, "M_UNKNOWN", &what)
+    };
+    let coded = body.collect().await.map_err(|error| unreadable(&*error))?;
+    match coding::decode_said(coded.to_bytes(), max, said) {
+        Ok(Some(body)) => Ok(body),
+        // The sender says it again, building upon nothing.
+        Ok(None) => Err(unknown_coding()),
+        Err(error) => Err(unreadable(&error)),
     }
 }
 
@@ -290,15 +321,15 @@ fn status(status: StatusCode) -> Response<Body> {
     answer
 }
 
-/// The answer, its body compressed if it is JSON that is not small and is at hand whole.
-async fn compressed(answer: Response<Body>) -> Response<Body> {
+/// The answer, its body coded if it is JSON that becomes smaller by that, and is at hand whole.
+async fn coded(answer: Response<Body>, accepted: Accepted) -> Response<Body> {
     let length = http_body::Body::size_hint(answer.body()).exact();
-    if !length.is_some_and(|length| coding::is_worthwhile(answer.headers(), length)) {
+    if !length.is_some_and(|length| coding::is_worthwhile(answer.headers(), length, accepted)) {
         return answer;
     }
     let (mut head, body) = answer.into_parts();
     let body = match body.collect().await {
-        Ok(body) => coding::encode(&mut head.headers, body.to_bytes()).await,
+        Ok(body) => coding::encode_answer(&mut head.headers, body.to_bytes(), accepted).await,
         Err(error) => {
             tracing::warn!(%error, "an answer could not be read");
             return refusal(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "The answer was lost.");
@@ -312,7 +343,7 @@ fn unknown_coding() -> Response<Body> {
     let mut answer = refusal(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "M_UNKNOWN",
-        "The body's content-encoding is not known; zstd is.",
+        "The body's content-encoding is not known, or builds upon what is not.",
     );
     coding::accept(answer.headers_mut());
     answer

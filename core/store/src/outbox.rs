@@ -1,10 +1,13 @@
 //! What other servers must still be sent: written in the commit that made it, deleted once the other side has it. It
 //! sends nothing.
 
-use ruma::{EventId, OwnedServerName, ServerName};
+use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
 use serde_json::value::RawValue;
 
-use crate::{ReadTxn, StoreError, WriteTxn, intern::missing};
+use crate::{
+    ReadTxn, StoreError, WriteTxn,
+    intern::{missing, parse},
+};
 
 /// PDUs that wait for one server before the oldest make room: a server that has been away for so long learns from the
 /// newer ones what it lacks, and fetches it.
@@ -24,8 +27,8 @@ pub struct OutboxBatch {
     pub first: i64,
     /// Number of the last row: [`WriteTxn::outbox_sent`] deletes up to here.
     pub last: i64,
-    /// Events, as JSON.
-    pub pdus: Vec<Box<RawValue>>,
+    /// Events, by their ids, as JSON.
+    pub pdus: Vec<(OwnedEventId, Box<RawValue>)>,
     /// EDUs, as JSON.
     pub edus: Vec<Box<RawValue>>,
 }
@@ -50,33 +53,37 @@ impl ReadTxn<'_> {
         limits: BatchLimits,
     ) -> Result<Option<OutboxBatch>, StoreError> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT outbox.id, event IS NOT NULL, ifnull(edu, json) FROM outbox LEFT JOIN events USING (event)
+            "SELECT outbox.id, event_id, ifnull(edu, json) FROM outbox LEFT JOIN events USING (event)
              WHERE server = (SELECT server FROM servers WHERE name = ?) AND outbox.id > ? ORDER BY outbox.id",
         )?;
         let mut rows = statement.query((server.as_str(), after))?;
         let mut batch: Option<OutboxBatch> = None;
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
-            let (id, is_pdu, json): (i64, bool, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (id, event, json): (i64, Option<String>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let batch = batch.get_or_insert_with(|| OutboxBatch {
                 first: id,
                 last: id,
                 pdus: Vec::new(),
                 edus: Vec::new(),
             });
-            let (list, limit) = match is_pdu {
-                true => (&mut batch.pdus, limits.pdus),
-                false => (&mut batch.edus, limits.edus),
+            let (held, limit) = match event {
+                Some(_) => (batch.pdus.len(), limits.pdus),
+                None => (batch.edus.len(), limits.edus),
             };
             // It ends before the first row that has no place: nothing may overtake.
-            if list.len() >= limit || bytes > limits.bytes {
+            if held >= limit || bytes > limits.bytes {
                 break;
             }
             bytes += json.len();
-            list.push(RawValue::from_string(json).map_err(|error| StoreError::Corrupt {
+            let json = RawValue::from_string(json).map_err(|error| StoreError::Corrupt {
                 what: "outgoing JSON",
                 reason: error.to_string(),
-            })?);
+            })?;
+            match event {
+                Some(event) => batch.pdus.push((parse("event id", &event)?, json)),
+                None => batch.edus.push(json),
+            }
             batch.last = id;
         }
         Ok(batch)

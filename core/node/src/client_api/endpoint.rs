@@ -105,14 +105,28 @@ where
     F: Fn(Homeserver, Args<R>) -> Fut,
     Fut: Future<Output = Result<R::OutgoingResponse, Error>>,
 {
+    let args = read::<R>(&homeserver, &path, request).await?;
+    render(handler(homeserver, args).await?)
+}
+
+/// Reads what a request asks: who asks first, and then all of it.
+pub(crate) async fn read<R>(homeserver: &Homeserver, path: &RawPathParams, request: Request) -> Result<Args<R>, Error>
+where
+    R: IncomingRequest,
+    R::Authentication: Authenticate,
+{
     let (head, body) = request.into_parts();
-    let caller = <R::Authentication as Authenticate>::authenticate(&homeserver, &head).await?;
+    let caller = <R::Authentication as Authenticate>::authenticate(homeserver, &head).await?;
     let limit = head.extensions.get::<BodyLimit>().map(|limit| limit.0);
     let limit = limit.unwrap_or(homeserver.context.config.max_body_bytes);
     let body = read_body(limit, &head.method, body).await?;
     let arguments: Vec<&str> = path.iter().map(|(_, value)| value).collect();
     let request = parse::<R>(http::Request::from_parts(head, body.as_ref()), &arguments)?;
-    let response = handler(homeserver, Args { request, caller }).await?;
+    Ok(Args { request, caller })
+}
+
+/// Turns a typed answer into one for HTTP.
+pub(crate) fn render(response: impl OutgoingResponseExt) -> Result<Response<Body>, Error> {
     let response = response
         .try_into_http_response::<Vec<u8>>()
         .map_err(|error| Error::Internal("a response did not serialise", Some(Box::new(error))))?;

@@ -31,9 +31,9 @@ mod to_device;
 mod user_directory;
 
 pub use crate::homeserver::Session;
-pub(crate) use endpoint::BodyLimit;
 use endpoint::EMPTY_STATE_KEY_PATHS;
 pub use endpoint::{Args, Authenticate, endpoint, endpoint_at};
+pub(crate) use endpoint::{BodyLimit, read, render};
 pub use error::render_error;
 pub(crate) use error::{unrecognized, wrong_method};
 pub use guard::{Hosts, only_hosts, with_cors};

@@ -3,12 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use ruma::{
     ServerName,
     api::{
         IncomingResponse, OutgoingBody, OutgoingRequest,
         error::{ErrorKind, IntoHttpError, StandardErrorBody},
+        federation::transactions::send_transaction_message,
         path_builder::PathBuilder,
     },
 };
@@ -18,6 +19,11 @@ use crate::{
     homeserver::Context,
     network::{Limits, NetworkError},
 };
+
+/// RFC 7240: a transaction that is accepted as a whole is answered 204, without the list of its events, which would cost more
+/// than everything else in the answer. MSC3618 does without that list for the same reason.
+pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(super) const MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
 
 /// Longest message of another node that is passed on, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -44,11 +50,43 @@ where
     R: OutgoingRequest,
     R::PathBuilder: for<'a> PathBuilder<Input<'a> = ()>,
 {
-    let request = http_request(request)?;
-    let response = context.network.request(to, request, limits).await?;
-    if !response.status().is_success() {
-        return Err(refusal(to, &response).into());
+    let response = exchange(context, to, http_request(request)?, limits).await?;
+    parse::<R>(to, response)
+}
+
+/// Sends a transaction. None: it is accepted as a whole, and nothing is answered but that.
+pub async fn send_transaction(
+    context: &Context,
+    to: &ServerName,
+    request: send_transaction_message::v1::Request,
+) -> Result<Option<send_transaction_message::v1::Response>, Error> {
+    let mut request = http_request(request)?;
+    request.headers_mut().insert(PREFER, MINIMAL);
+    let response = exchange(context, to, request, Limits::default()).await?;
+    if response.status() == StatusCode::NO_CONTENT {
+        return Ok(None);
     }
+    parse::<send_transaction_message::v1::Request>(to, response).map(Some)
+}
+
+/// Gives only answers of success.
+async fn exchange(
+    context: &Context,
+    to: &ServerName,
+    request: Request<Bytes>,
+    limits: Limits,
+) -> Result<Response<Bytes>, Error> {
+    let response = context.network.request(to, request, limits).await?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    Err(refusal(to, &response).into())
+}
+
+fn parse<R>(server: &ServerName, response: Response<Bytes>) -> Result<R::IncomingResponse, Error>
+where
+    R: OutgoingRequest,
+{
     let (head, body) = response.into_parts();
     let response = http::Response::from_parts(head, body.as_ref());
     // ruma's multipart parser panics on some malformed bodies; to us that is one more answer that does not parse.
@@ -60,7 +98,7 @@ where
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the answer is malformed".to_owned(),
     };
-    let server = to.to_owned();
+    let server = server.to_owned();
     Err(NetworkError::Broken { server, reason }.into())
 }
 

@@ -1,18 +1,32 @@
 //! Transactions of other servers: events go to the incoming service, each EDU to the service that owns its kind. A
 //! transaction is answered once everything in it is kept.
 
-use axum::Router;
+use axum::{
+    Router,
+    body::Body,
+    extract::{RawPathParams, Request, State},
+    http::{Response, StatusCode},
+    response::IntoResponse,
+    routing::put,
+};
 use futures::future::join_all;
 use ruma::{
     ServerName,
-    api::federation::transactions::{edu::Edu, send_transaction_message},
+    api::{
+        Metadata,
+        federation::transactions::{edu::Edu, send_transaction_message},
+        path_builder::PathBuilder,
+    },
     serde::Raw,
 };
 
-use super::Peer;
+use super::{
+    Peer,
+    client::{MINIMAL, PREFER},
+};
 use crate::{
     Error, Homeserver,
-    client_api::{Args, endpoint},
+    client_api::{Args, read, render},
     homeserver::{
         Answer,
         rooms::{DELAYED_INVITE, DelayedInvite},
@@ -25,13 +39,37 @@ const MAX_PDUS: usize = 50;
 /// EDUs in one transaction. Server-server API, "Transactions".
 const MAX_EDUS: usize = 100;
 
-pub(super) fn routes(router: Router<Homeserver>) -> Router<Homeserver> {
-    endpoint(router, send_transaction_message)
+type Transaction = send_transaction_message::v1::Request;
+
+pub(super) fn routes(mut router: Router<Homeserver>) -> Router<Homeserver> {
+    for path in Transaction::PATH_BUILDER.all_paths() {
+        router = router.route(path, put(serve));
+    }
+    router
+}
+
+async fn serve(State(hs): State<Homeserver>, path: RawPathParams, request: Request) -> Response<Body> {
+    answer(hs, path, request)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Answers a transaction, or just that all of its events are accepted, if the other server prefers that.
+async fn answer(hs: Homeserver, path: RawPathParams, request: Request) -> Result<Response<Body>, Error> {
+    let minimal = request.headers().get(PREFER) == Some(&MINIMAL);
+    let args = read::<Transaction>(&hs, &path, request).await?;
+    let events = args.request.pdus.len();
+    let answer = send_transaction_message(hs, args).await?;
+    let accepted = answer.pdus.values().filter(|outcome| outcome.is_ok()).count();
+    if minimal && accepted == events {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    render(answer)
 }
 
 async fn send_transaction_message(
     hs: Homeserver,
-    args: Args<send_transaction_message::v1::Request>,
+    args: Args<Transaction>,
 ) -> Result<send_transaction_message::v1::Response, Error> {
     let (Peer(peer), request) = (args.caller, args.request);
     if request.origin != peer {

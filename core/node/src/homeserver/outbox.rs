@@ -16,7 +16,7 @@ use kith_engine::{
 use kith_store::{BatchLimits, OutboxBatch};
 use rand::RngCore;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedServerName, OwnedTransactionId, ServerName,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, OwnedTransactionId, ServerName,
     api::federation::transactions::{edu::Edu, send_transaction_message},
     serde::Raw,
 };
@@ -44,6 +44,9 @@ const LIMITS: BatchLimits = BatchLimits {
     edus: 100,
     bytes: 2 * 1024 * 1024,
 };
+
+/// Bytes of a transaction's id before encoding.
+const TRANSACTION_ID: usize = 6;
 
 /// Passing news kept in memory for one server; the oldest make room.
 const MAX_PASSING: usize = LIMITS.edus;
@@ -88,6 +91,8 @@ struct Destination {
 /// One transaction, unchanged from its first attempt to its last.
 struct Transaction {
     request: send_transaction_message::v1::Request,
+    /// The ids of its events.
+    events: Vec<OwnedEventId>,
     /// The last database row in it; none for passing news.
     last: Option<i64>,
     /// Whether it holds as many events as it may: more are probably waiting.
@@ -236,6 +241,7 @@ impl Shared {
         request.edus = passing.into_values().map(Raw::<Edu>::from_json).collect();
         Ok(Some(Transaction {
             request,
+            events: Vec::new(),
             last: None,
             full: false,
         }))
@@ -255,21 +261,24 @@ impl Shared {
         self.next_waiting(server, last).await.ok().flatten()
     }
 
-    /// Names a batch by its rows and its content: after a restart, or over a restored backup, the same id never stands
-    /// for something else.
+    /// Names a batch by a hash of its rows and its content: after a restart, or over a restored backup, the same id never
+    /// stands for something else. It is short, because it travels with each message, and long enough, because a server
+    /// remembers the latest few only.
     fn transaction(&self, batch: OutboxBatch) -> Transaction {
         let mut hash = blake3::Hasher::new();
-        for json in batch.pdus.iter().chain(&batch.edus) {
+        hash.update(format!("{}-{}\n", batch.first, batch.last).as_bytes());
+        for json in batch.pdus.iter().map(|(_, pdu)| pdu).chain(&batch.edus) {
             hash.update(json.get().as_bytes()).update(b"\n");
         }
-        let content = &data_encoding::BASE32_NOPAD.encode(&hash.finalize().as_bytes()[..10]);
-        let id = format!("{}-{}-{}", batch.first, batch.last, content.to_ascii_lowercase());
+        let id = data_encoding::BASE64URL_NOPAD.encode(&hash.finalize().as_bytes()[..TRANSACTION_ID]);
         let mut request = self.request(id.into());
         let full = batch.pdus.len() >= LIMITS.pdus;
-        request.pdus = batch.pdus;
+        let events;
+        (events, request.pdus) = batch.pdus.into_iter().unzip();
         request.edus = batch.edus.into_iter().map(Raw::<Edu>::from_json).collect();
         Transaction {
             request,
+            events,
             last: Some(batch.last),
             full,
         }
@@ -281,7 +290,12 @@ impl Shared {
     }
 
     async fn send(&self, server: &OwnedServerName, transaction: &Transaction) -> Result<(), Error> {
-        let answer = client::request(&self.ctx, server, transaction.request.clone()).await?;
+        let answer = client::send_transaction(&self.ctx, server, transaction.request.clone()).await?;
+        let Some(answer) = answer else {
+            let held = transaction.events.iter();
+            self.news.note_holder(held.map(|event| (event.clone(), false)), server);
+            return Ok(());
+        };
         let held = answer.pdus.iter().filter(|(_, outcome)| outcome.is_ok());
         self.news
             .note_holder(held.map(|(event, _)| (event.clone(), false)), server);

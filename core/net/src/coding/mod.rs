@@ -1,7 +1,10 @@
-//! The zstd coding of JSON bodies (RFC 8878; `content-encoding` as RFC 9110, section 8.4). Knows no route, and spends no
-//! memory on what it decodes beyond a window and a piece.
+//! The codings of JSON bodies (`content-encoding`, RFC 9110, section 8.4): zstd (RFC 8878) for long ones, decoded piece by
+//! piece, and `kith-zstd` for short ones, which is in [`short`]. Knows no route, and spends no memory on what it decodes
+//! beyond a window and a piece, or a short body.
 //!
-//! Every node takes requests whose body is zstd; answers are coded when the request says `accept-encoding: zstd`.
+//! Every node takes requests in both codings; answers are coded as the request's `accept-encoding` says.
+
+mod short;
 
 use std::{
     io,
@@ -17,9 +20,10 @@ use http::{
 use http_body::Frame;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
+pub(crate) use self::short::{MAX_SHORT, Said};
 use crate::BoxError;
 
-/// Bodies of more bytes are compressed.
+/// Bodies of more bytes are compressed for those who do not take the coding of short ones.
 const SMALL: usize = 1 << 10;
 
 /// Bodies of more bytes are compressed off the async threads.
@@ -36,6 +40,23 @@ const MAX_WINDOW_LOG: u32 = 21;
 const PIECE: usize = 64 << 10;
 
 const ZSTD: HeaderValue = HeaderValue::from_static("zstd");
+const SHORT: HeaderValue = HeaderValue::from_static("kith-zstd");
+const BOTH: HeaderValue = HeaderValue::from_static("kith-zstd, zstd");
+
+/// How a body is coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Plain,
+    Zstd,
+    Short,
+}
+
+/// Which codings the asker takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Accepted {
+    zstd: bool,
+    short: bool,
+}
 
 /// Why a body cannot be decoded.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +66,8 @@ pub(crate) enum CodingError {
     Invalid(#[source] io::Error),
     #[error("the body's zstd is cut short")]
     CutShort,
+    #[error("the body is no valid kith-zstd: {0}")]
+    Short(#[from] short::ShortError),
 }
 
 /// The coding of a body is one that no node uses.
@@ -52,35 +75,61 @@ pub(crate) enum CodingError {
 #[error("the body's content-encoding is not known")]
 pub(crate) struct UnknownCoding;
 
-/// Says that the answer may be compressed.
+/// Says how the answer may be coded.
 pub(crate) fn accept(headers: &mut HeaderMap) {
-    headers.insert(ACCEPT_ENCODING, ZSTD);
+    headers.insert(ACCEPT_ENCODING, BOTH);
 }
 
-/// Whether the answer may be compressed.
-pub(crate) fn accepts(headers: &HeaderMap) -> bool {
-    let named = |value: &HeaderValue| {
-        let value = value.to_str().unwrap_or_default();
-        value
-            .split(',')
-            .any(|coding| coding.trim().eq_ignore_ascii_case("zstd"))
+/// How the answer may be coded.
+pub(crate) fn accepted(headers: &HeaderMap) -> Accepted {
+    let named = |coding: &HeaderValue| {
+        let lists = headers.get_all(ACCEPT_ENCODING).iter();
+        let names = lists.flat_map(|list| list.as_bytes().split(|byte| *byte == b','));
+        names
+            .map(<[u8]>::trim_ascii)
+            .any(|name| name.eq_ignore_ascii_case(coding.as_bytes()))
     };
-    headers.get_all(ACCEPT_ENCODING).iter().any(named)
+    Accepted {
+        zstd: named(&ZSTD),
+        short: named(&SHORT),
+    }
 }
 
-/// Whether a body of this length would be compressed: JSON that is not small. Media are compressed already.
-pub(crate) fn is_worthwhile(headers: &HeaderMap, length: u64) -> bool {
+/// JSON that is not coded yet. Media are compressed already.
+fn is_plain_json(headers: &HeaderMap) -> bool {
     let json = headers
         .get(CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    json && length > SMALL as u64 && !headers.contains_key(CONTENT_ENCODING)
+    json && !headers.contains_key(CONTENT_ENCODING)
 }
 
-/// Compresses a body if that makes it smaller, and says so in the headers.
-pub(crate) async fn encode(headers: &mut HeaderMap, body: Bytes) -> Bytes {
-    if !is_worthwhile(headers, body.len() as u64) {
+/// Whether an answer of this length would be coded for somebody who takes this.
+pub(crate) fn is_worthwhile(headers: &HeaderMap, length: u64, accepted: Accepted) -> bool {
+    let short = accepted.short && length <= MAX_SHORT as u64;
+    let long = accepted.zstd && length > SMALL as u64;
+    length > 0 && (short || long) && is_plain_json(headers)
+}
+
+/// Codes an answer if that makes it smaller, and says so in the headers.
+pub(crate) async fn encode_answer(headers: &mut HeaderMap, body: Bytes, accepted: Accepted) -> Bytes {
+    if accepted.short && body.len() <= MAX_SHORT {
+        return match short::encode(&body) {
+            Some(coded) => replace(headers, SHORT, coded),
+            None => body,
+        };
+    }
+    encode_long(headers, body).await
+}
+
+/// Compresses a request's body that is no short one, if that makes it smaller, and says so in the headers.
+pub(crate) async fn encode_request(headers: &mut HeaderMap, body: Bytes) -> Bytes {
+    if body.len() <= MAX_SHORT || !is_plain_json(headers) {
         return body;
     }
+    encode_long(headers, body).await
+}
+
+async fn encode_long(headers: &mut HeaderMap, body: Bytes) -> Bytes {
     let coded = if body.len() > LONG_WORK {
         let body = body.clone();
         tokio::task::spawn_blocking(move || compress(&body))
@@ -90,8 +139,31 @@ pub(crate) async fn encode(headers: &mut HeaderMap, body: Bytes) -> Bytes {
     } else {
         compress(&body)
     };
-    let Some(coded) = coded else { return body };
-    headers.insert(CONTENT_ENCODING, ZSTD);
+    match coded {
+        Some(coded) => replace(headers, ZSTD, coded),
+        None => body,
+    }
+}
+
+/// Codes a request's short body, if that makes it smaller, and says so in the headers. On a stream that remembers it gives
+/// the body's number.
+pub(crate) fn encode_short(headers: &mut HeaderMap, body: Bytes, said: Option<&Said>) -> (Bytes, Option<u64>) {
+    if body.is_empty() || body.len() > MAX_SHORT || !is_plain_json(headers) {
+        return (body, None);
+    }
+    let coded = match said {
+        Some(said) => said.encode(&body).map(|(coded, number)| (coded, Some(number))),
+        None => short::encode(&body).map(|coded| (coded, None)),
+    };
+    match coded {
+        Some((coded, number)) => (replace(headers, SHORT, coded), number),
+        None => (body, None),
+    }
+}
+
+/// Has the headers speak of the coded body.
+fn replace(headers: &mut HeaderMap, coding: HeaderValue, coded: Bytes) -> Bytes {
+    headers.insert(CONTENT_ENCODING, coding);
     headers.remove(CONTENT_LENGTH);
     coded
 }
@@ -102,19 +174,36 @@ fn compress(body: &[u8]) -> Option<Bytes> {
     (coded.len() < body.len()).then(|| coded.into())
 }
 
-/// Whether the body is zstd; then the headers no longer say so, because what follows is decoded.
-pub(crate) fn take_coding(headers: &mut HeaderMap) -> Result<bool, UnknownCoding> {
+/// How the body is coded; the headers no longer say so, because what follows is decoded.
+pub(crate) fn take_coding(headers: &mut HeaderMap) -> Result<Coding, UnknownCoding> {
     let Some(coding) = headers.remove(CONTENT_ENCODING) else {
-        return Ok(false);
+        return Ok(Coding::Plain);
     };
-    if headers.contains_key(CONTENT_ENCODING) || !coding.as_bytes().eq_ignore_ascii_case(b"zstd") {
-        return Err(UnknownCoding);
-    }
+    let known = [(ZSTD, Coding::Zstd), (SHORT, Coding::Short)]
+        .into_iter()
+        .find(|(name, _)| coding.as_bytes().eq_ignore_ascii_case(name.as_bytes()));
+    let (_, coding) = known
+        .filter(|_| !headers.contains_key(CONTENT_ENCODING))
+        .ok_or(UnknownCoding)?;
     headers.remove(CONTENT_LENGTH);
-    Ok(true)
+    Ok(coding)
 }
 
-/// A body as it was before [`encode`]. Decodes a piece when it is asked for one; how many there may be is for the reader
+/// Decodes an answer's short body, of at most `max` bytes.
+pub(crate) fn decode_short(coded: Bytes, max: usize) -> Result<Bytes, CodingError> {
+    Ok(short::decode(coded, max.min(MAX_SHORT))?)
+}
+
+/// Decodes a request's short body, with what was said before on its stream. None: the sender builds upon what is not known here.
+pub(crate) fn decode_said(coded: Bytes, max: usize, said: &Said) -> Result<Option<Bytes>, CodingError> {
+    match said.decode(coded, max.min(MAX_SHORT)) {
+        Ok(body) => Ok(Some(body)),
+        Err(short::ShortError::Forgotten) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A body as it was before [`encode_request`] or [`encode_answer`] compressed it. Decodes a piece when it is asked for one; how many there may be is for the reader
 /// to bound.
 pub(crate) struct Decoded<B> {
     body: B,
