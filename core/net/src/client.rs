@@ -26,6 +26,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use crate::{
     RequestLimits,
     coding::{self, Coding, CodingError, Decoded, MAX_SHORT, Said},
+    gathering::Gathering,
     server::Executor,
     session::{Session, SessionFault},
     streams::Protocol,
@@ -236,7 +237,7 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
             .max_send_buf_size(LARGE)
-            .handshake(TokioIo::new(stream.compat()))
+            .handshake(TokioIo::new(Gathering::new(stream.compat())))
             .await
             .map_err(|_| ExchangeError::NotSent)?;
         let session = self.clone();

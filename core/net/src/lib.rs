@@ -14,6 +14,7 @@ mod dial_back;
 mod directory;
 mod error;
 mod gate;
+mod gathering;
 mod hello;
 #[cfg(test)]
 mod internet;

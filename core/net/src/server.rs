@@ -31,6 +31,7 @@ use tokio_util::{compat::FuturesAsyncReadCompatExt, task::TaskTracker};
 use crate::{
     client::RETIRE,
     coding::{self, Accepted, Coding, Decoded, MAX_SHORT, Said},
+    gathering::Gathering,
     session::{Session, SessionFault},
 };
 
@@ -84,7 +85,7 @@ pub(crate) async fn serve(session: Arc<Session>, stream: Stream) {
         .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(SEND_BUFFER)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream.compat()), service);
+        .serve_connection(TokioIo::new(Gathering::new(stream.compat())), service);
     if let Err(error) = connection.await {
         tracing::debug!(peer = %session.peer_id, %error, "a stream of requests broke off");
     }

@@ -1,6 +1,12 @@
 //! Compressed bodies: what they save, and what becomes of those that are meant to do harm.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{
@@ -188,7 +194,53 @@ async fn a_bomb_or_garbage_is_refused_and_the_connection_lives_on() {
     }
     let (status, headers, _) = ask(&mut sender, &[(CONTENT_ENCODING, "gzip")], good).await;
     assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    assert_eq!(headers[ACCEPT_ENCODING], "zstd");
+    assert_eq!(headers[ACCEPT_ENCODING], "kith-zstd, zstd");
+
+    let long = vec![0; 17 << 10];
+    for (name, body, expected) in [
+        (
+            "what was never said",
+            vec![0x11, 1, 2, 3],
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ),
+        ("no number", vec![0xff; 11], StatusCode::BAD_REQUEST),
+        ("garbage", vec![0, 1, 2, 3], StatusCode::BAD_REQUEST),
+        ("nothing", Vec::new(), StatusCode::BAD_REQUEST),
+        ("more than is short", long, StatusCode::BAD_REQUEST),
+    ] {
+        let (status, _, _) = ask(&mut sender, &[(CONTENT_ENCODING, "kith-zstd")], body).await;
+        assert_eq!(status, expected, "{name}");
+    }
+    let (status, _, _) = ask(&mut sender, &[(ACCEPT_ENCODING, "kith-zstd")], events(3)).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_has_forgotten_what_was_said_is_told_it_anew() {
+    let alice = Setup::new().start().await;
+    let mut setup = Setup::new();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    setup.service = service(move |_, request| {
+        let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mut answer = Response::new(body);
+            if first {
+                *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            }
+            answer
+        }
+    });
+    let bob = setup.start().await;
+    alice.learn(&bob).await;
+    for asked in [2, 3, 4] {
+        let request = put("application/json", events(3));
+        let answer = exchange(&alice, &bob, request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(*answer.body() == events(3));
+        assert_eq!(seen.load(Ordering::Relaxed), asked);
+    }
 }
 
 #[tokio::test]

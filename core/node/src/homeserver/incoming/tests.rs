@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use kith_store::{Direction, Seq};
 use ruma::OwnedRoomId;
 use serde_json::{Value, json};
@@ -243,17 +243,26 @@ async fn a_moment_of_the_past_is_found_though_it_is_elsewhere() {
 
 /// Sends raw JSON from one node to another, as its federation client would.
 async fn put(from: &Node, to: &Node, txn: &str, body: &Value) -> (StatusCode, Value) {
-    let request = Request::put(format!("/_matrix/federation/v1/send/{txn}"))
-        .body(Bytes::from(body.to_string()))
-        .unwrap();
-    let response = from
-        .hs
+    let request = Request::put(format!("/_matrix/federation/v1/send/{txn}"));
+    let response = send(from, to, request, body).await;
+    (response.status(), serde_json::from_slice(response.body()).unwrap())
+}
+
+/// [`put`], content with little to read.
+async fn put_briefly(from: &Node, to: &Node, txn: &str, body: &Value) -> (StatusCode, usize) {
+    let request = Request::put(format!("/_matrix/federation/v1/send/{txn}")).header("prefer", "return=minimal");
+    let response = send(from, to, request, body).await;
+    (response.status(), response.body().len())
+}
+
+async fn send(from: &Node, to: &Node, request: http::request::Builder, body: &Value) -> Response<Bytes> {
+    let request = request.body(Bytes::from(body.to_string())).unwrap();
+    from.hs
         .context
         .network
         .request(&to.name, request, Limits::default())
         .await
-        .unwrap();
-    (response.status(), serde_json::from_slice(response.body()).unwrap())
+        .unwrap()
 }
 
 fn transaction(origin: &Node, pdus: &[Value]) -> Value {
@@ -341,6 +350,11 @@ async fn bad_transactions_change_nothing() {
     assert_eq!((newest_id, &newest["content"]), (id, &json!({})));
     // The same transaction again is answered alike.
     assert_eq!(put(a, b, "good", &body).await.1, answer);
+
+    // Only where all is well can the list be left out.
+    assert_eq!(put_briefly(a, b, "good", &body).await, (StatusCode::NO_CONTENT, 0));
+    let (status, length) = put_briefly(a, b, "ignored", &transaction(a, &ignored)).await;
+    assert!(status == StatusCode::OK && length > 2);
 }
 
 #[tokio::test]
