@@ -134,7 +134,7 @@ async fn run(options: Run) -> Result<(), Error> {
             limits: ShelfLimits::default(),
             servers: first_given([options.peer, settings.peers]),
         },
-        timing: Timing::default(),
+        timing: Timing::relay(),
     })
     .await?;
     announce(&relay, options.json);

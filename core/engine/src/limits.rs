@@ -101,6 +101,9 @@ pub const TOLD_AT_ONCE: usize = 4;
 /// Exchanges and pulls under way at once.
 pub const MAX_CATCHING_UP: usize = 4;
 
+/// Servers that count as in reach though they are not connected; of more, it counts as down what is let go.
+pub const MAX_LET_GO: usize = 4096;
+
 /// Events whose holders are remembered.
 pub const MAX_WATCHED: usize = 4_096;
 

@@ -28,7 +28,7 @@ use crate::{
     coding::{self, Coding, CodingError, Decoded, MAX_SHORT, Said},
     gathering::Gathering,
     server::Executor,
-    session::{Session, SessionFault},
+    session::{Farewell, Session, SessionFault},
     streams::Protocol,
 };
 
@@ -39,7 +39,7 @@ const LARGE: usize = 256 << 10;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// On a no-op: the connection is retired. Answered once whoever is told has no request on it any more.
+/// On a no-op: the connection is retired, and why ([`Farewell`]). Answered once whoever is told has no request on it any more.
 pub(crate) const RETIRE: HeaderName = HeaderName::from_static("kith-retire");
 
 /// Bytes of an answer's headers.
@@ -185,9 +185,9 @@ impl Session {
     }
 
     /// Tells the peer that this connection is retired; returns once the peer has no request on it any more.
-    pub(crate) async fn tell_retired(self: &Arc<Self>) -> Result<(), ExchangeError> {
-        self.no_op(HeaderMap::from_iter([(RETIRE, HeaderValue::from_static("1"))]))
-            .await
+    pub(crate) async fn tell_retired(self: &Arc<Self>, farewell: Farewell) -> Result<(), ExchangeError> {
+        let why = HeaderValue::from_static(farewell.as_str());
+        self.no_op(HeaderMap::from_iter([(RETIRE, why)])).await
     }
 
     /// `OPTIONS *`: RFC 9110, section 9.3.7, "only useful as a 'ping' or 'no-op' type of method".

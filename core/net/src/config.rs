@@ -60,6 +60,8 @@ pub struct ConnectionLimits {
     pub request_body: usize,
     /// Peers found on the local network that are dialled to learn who they are.
     pub lan_peers: usize,
+    /// Which connections stay while nothing is said on them.
+    pub budget: Budget,
 }
 
 impl ConnectionLimits {
@@ -70,6 +72,7 @@ impl ConnectionLimits {
             pending: 32,
             memory: 256 << 20,
             lan_peers: 16,
+            budget: Budget::phone(),
             ..Self::desktop()
         }
     }
@@ -86,6 +89,7 @@ impl ConnectionLimits {
             waiting_per_peer: 1024,
             request_body: 16 << 20,
             lan_peers: 64,
+            budget: Budget::desktop(),
         }
     }
 }
@@ -93,6 +97,64 @@ impl ConnectionLimits {
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self::desktop()
+    }
+}
+
+/// Which connections to servers stay while nothing is said on them. The others are let go: both ends know that the other one is
+/// still there, neither dials again for the sake of being connected, and whoever has something to say does.
+///
+/// A connection costs about as much to make as to keep for three quarters of an hour (some 8 KB), so one on which something was said is
+/// worth keeping for a part of that.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// Servers that stay connected: contacts and others with whom something was said, whoever spoke last first. Members of topics, as far
+    /// as they are needed, come on top.
+    pub idle: usize,
+    /// How long even these stay while nothing is said; none: for ever.
+    pub keep: Option<Duration>,
+    /// How long another one stays after something was said ...
+    pub linger: Duration,
+    /// ... and after it fell silent, if nothing was: time for heads to be compared and for what waits to be delivered.
+    pub visit: Duration,
+    /// Servers that may be connected besides the idle ones for contacts to be met, when all of them are.
+    pub visits: usize,
+    /// Contacts that are met after a start, or after the network changed.
+    pub contacts: usize,
+    /// Members of a topic that are to be connected. As many again may come by themselves and stay.
+    pub company: usize,
+    /// How often a contact that is lost or not reached is dialled again, with pauses that double. Then it is for the contact, for something to
+    /// say, or for a change of network to reconnect.
+    pub redials: u32,
+}
+
+impl Budget {
+    /// For a phone. After half an hour of silence its places at relays are all that it keeps, and what topics need.
+    pub fn phone() -> Self {
+        Self {
+            idle: 2,
+            keep: Some(Duration::from_secs(30 * 60)),
+            linger: Duration::from_secs(10 * 60),
+            visit: Duration::from_secs(10),
+            // Relays open thirty circuits a minute for one node.
+            visits: 4,
+            contacts: 64,
+            company: 2,
+            redials: 6,
+        }
+    }
+
+    /// For a desktop.
+    pub fn desktop() -> Self {
+        Self {
+            idle: 64,
+            keep: None,
+            linger: Duration::from_secs(30 * 60),
+            visit: Duration::from_secs(60),
+            visits: 32,
+            contacts: 256,
+            company: 4,
+            redials: 12,
+        }
     }
 }
 
@@ -122,6 +184,16 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// For a relay. It leaves it to the nodes to keep their connections alive, as often as each has to: a life sign of its own would come
+    /// before a phone's.
+    pub fn relay() -> Self {
+        Self {
+            keep_alive: Duration::from_secs(70),
+            idle_timeout: Duration::from_secs(150),
+            ..Self::default()
+        }
+    }
+
     /// For a phone: a life sign every 55 seconds instead of 25. Most NATs keep a mapping for a minute and more.
     pub fn phone() -> Self {
         Self {

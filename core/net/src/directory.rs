@@ -47,6 +47,10 @@ pub trait Directory: Send + Sync + 'static {
     /// Remembers servers of the DHT in place of those that were remembered.
     async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError>;
 
-    /// The servers to connect to at the start, the most important first, so that each notices that we are back.
+    /// The servers to meet at the start, the most important first, so that each notices that we are back.
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError>;
+
+    /// Remembers with whom something was said last, the latest first, in place of what was remembered: they come first among the
+    /// contacts from now on.
+    async fn keep_spoken(&self, servers: Vec<OwnedServerName>) -> Result<(), DirectoryError>;
 }

@@ -269,6 +269,10 @@ mod tests {
         async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
             Ok(Vec::new())
         }
+
+        async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
+            Ok(())
+        }
     }
 
     fn side() -> (OwnSide, OwnedServerName) {

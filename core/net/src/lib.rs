@@ -6,6 +6,7 @@
 
 mod address;
 mod book;
+mod budget;
 mod client;
 mod coding;
 mod config;
@@ -32,7 +33,7 @@ mod swarm;
 mod topics;
 
 pub use address::{circuit_address, relay_peer, split_peer_id};
-pub use config::{ConnectionLimits, NetConfig, RequestLimits, Timing};
+pub use config::{Budget, ConnectionLimits, NetConfig, RequestLimits, Timing};
 pub use dht::{Clock, DhtConfig, DhtStatus, PublishError, ServerConfig as DhtServerConfig, ShelfLimits};
 pub use directory::{Directory, DirectoryError, PeerAddresses};
 pub use error::{Break, RequestError, StartError};

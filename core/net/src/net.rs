@@ -80,7 +80,7 @@ impl Drop for Inner {
 }
 
 impl Net {
-    /// Starts listening, dials the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
+    /// Starts listening, begins to meet the directory's contacts, and returns once every address in [`NetConfig::listen`] is bound.
     /// Relays are asked for a place in the background; see [`Net::await_places`]. Needs a tokio runtime.
     pub async fn start(config: NetConfig) -> Result<Self, StartError> {
         check_own_document(&config).await?;
@@ -299,7 +299,7 @@ impl Net {
     }
 
     /// Says that the network changed (another Wi-Fi, back from sleep): every connection is checked, and contacts that are
-    /// not connected are dialled.
+    /// not connected are met.
     pub async fn network_changed(&self) {
         let _ = self.0.commands.send(Command::NetworkChanged).await;
     }
@@ -324,9 +324,15 @@ impl Net {
         self.0.listening.borrow().listen.iter().any(is_relayed)
     }
 
-    /// Dials the directory's contacts that are not connected, and again with growing pauses while they are not reached.
-    pub async fn dial_contacts(&self) {
-        let _ = self.0.commands.send(Command::DialContacts).await;
+    /// Dials a contact, and again with growing pauses while it is not reached.
+    pub async fn dial_contact(&self, server: &ServerName) {
+        let _ = self.0.commands.send(Command::DialContact(server.to_owned())).await;
+    }
+
+    /// Something was said with a server, in either direction, that people would call so. It is from this that it follows who stays
+    /// connected while nothing is said: see [`crate::Budget`].
+    pub fn note_spoken(&self, server: &ServerName) {
+        self.0.peers.note_spoken(server);
     }
 
     /// Peers coming and going, from now on. A receiver that lags misses events and must look at [`Net::peers`].

@@ -11,7 +11,10 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch},
+    time::Instant,
+};
 
 use crate::{ConnectionLimits, address, hello::Verified, session::Session};
 
@@ -23,7 +26,10 @@ const EVENT_QUEUE: usize = 256;
 pub enum PeerEvent {
     /// A connection to this server is up, and both hellos are accepted. Said once, not per connection.
     Up(OwnedServerName),
-    /// The last connection to this server is gone.
+    /// The last connection to this server was ended by either end because nothing was said on it. The server is there as far as is
+    /// known; it is dialled by whoever has something to say.
+    LetGo(OwnedServerName),
+    /// The last connection to this server is gone, or one that was let go is out of reach by now.
     Down(OwnedServerName),
 }
 
@@ -60,6 +66,7 @@ pub(crate) struct Peer {
     incoming: Arc<Semaphore>,
     waiting_out: AtomicUsize,
     waiting_in: AtomicUsize,
+    max_requests: usize,
     max_waiting: usize,
 }
 
@@ -85,6 +92,7 @@ impl Peer {
             incoming: Arc::new(Semaphore::new(limits.requests_per_peer)),
             waiting_out: AtomicUsize::new(0),
             waiting_in: AtomicUsize::new(0),
+            max_requests: limits.requests_per_peer,
             max_waiting: limits.waiting_per_peer,
         }
     }
@@ -97,6 +105,12 @@ impl Peer {
             .filter(|session| session.is_usable())
             .min_by_key(|session| session.rank())
             .cloned()
+    }
+
+    /// Whether a request is under way, in either direction.
+    pub(crate) fn is_busy(&self) -> bool {
+        let free = |turns: &Semaphore| turns.available_permits() >= self.max_requests;
+        !free(&self.outgoing) || !free(&self.incoming)
     }
 
     /// All connections, the best first.
@@ -150,8 +164,13 @@ pub(crate) struct Peers {
     events: broadcast::Sender<PeerEvent>,
     /// Counts changes of what [`Peers::list`] gives.
     changes: watch::Sender<u64>,
+    /// When something was last said with a server, connected or not. Those of long ago make room.
+    spoken: Mutex<HashMap<OwnedServerName, Instant>>,
     limits: ConnectionLimits,
 }
+
+/// Servers of which it is remembered when something was said with them.
+const MAX_SPOKEN: usize = 1024;
 
 impl Peers {
     pub(crate) fn new(limits: ConnectionLimits) -> Self {
@@ -159,6 +178,7 @@ impl Peers {
             table: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             changes: watch::Sender::default(),
+            spoken: Mutex::default(),
             limits,
         }
     }
@@ -190,8 +210,31 @@ impl Peers {
         peer
     }
 
+    /// Something was said with a server.
+    pub(crate) fn note_spoken(&self, server: &ServerName) {
+        let mut spoken = lock(&self.spoken);
+        if spoken.len() >= MAX_SPOKEN && !spoken.contains_key(server) {
+            let oldest = spoken
+                .iter()
+                .min_by_key(|(_, at)| **at)
+                .map(|(server, _)| server.clone());
+            oldest.and_then(|oldest| spoken.remove(&oldest));
+        }
+        spoken.insert(server.to_owned(), Instant::now());
+    }
+
+    /// When something was last said with each server.
+    pub(crate) fn spoken(&self) -> HashMap<OwnedServerName, Instant> {
+        lock(&self.spoken).clone()
+    }
+
+    /// A server that was let go is out of reach.
+    pub(crate) fn lost(&self, server: &ServerName) {
+        let _ = self.events.send(PeerEvent::Down(server.to_owned()));
+    }
+
     /// Takes a connection out; says whether it was the server's last.
-    pub(crate) fn remove(&self, peer: &Peer, id: ConnectionId) -> bool {
+    pub(crate) fn remove(&self, peer: &Peer, id: ConnectionId, let_go: bool) -> bool {
         let mut table = lock(&self.table);
         let mut sessions = lock(&peer.sessions);
         sessions.retain(|session| session.id != id);
@@ -202,15 +245,29 @@ impl Peers {
         // Whoever is told looks into the table.
         drop((sessions, table));
         if last {
-            let _ = self.events.send(PeerEvent::Down(peer.server_name.clone()));
+            let event = match let_go {
+                true => PeerEvent::LetGo(peer.server_name.clone()),
+                false => PeerEvent::Down(peer.server_name.clone()),
+            };
+            let _ = self.events.send(event);
         }
         self.changes.send_modify(|changes| *changes += 1);
         last
     }
 
+    /// The servers that are connected.
+    pub(crate) fn all(&self) -> Vec<Arc<Peer>> {
+        lock(&self.table).values().cloned().collect()
+    }
+
     /// Who is connected.
     pub(crate) fn names(&self) -> Vec<OwnedServerName> {
         lock(&self.table).keys().cloned().collect()
+    }
+
+    /// How many servers are connected.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.table).len()
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<PeerEvent> {
@@ -222,7 +279,7 @@ impl Peers {
     }
 
     pub(crate) fn list(&self) -> Vec<PeerInfo> {
-        let mut peers: Vec<_> = lock(&self.table).values().cloned().collect();
+        let mut peers = self.all();
         peers.sort_by(|a, b| a.server_name.cmp(&b.server_name));
         let info = |peer: &Arc<Peer>| PeerInfo {
             server_name: peer.server_name.clone(),

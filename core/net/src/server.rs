@@ -32,7 +32,7 @@ use crate::{
     client::RETIRE,
     coding::{self, Accepted, Coding, Decoded, MAX_SHORT, Said},
     gathering::Gathering,
-    session::{Session, SessionFault},
+    session::{Farewell, Session, SessionFault},
 };
 
 /// What may arrive unread, of one request and of all together, on one stream.
@@ -116,8 +116,8 @@ impl Session {
         };
         drop(stranger);
         if request.method() == Method::OPTIONS && request.uri().path() == "*" {
-            if request.headers().contains_key(RETIRE) {
-                self.handle_retired();
+            if let Some(why) = request.headers().get(RETIRE) {
+                self.handle_retired(Farewell::told(why.as_bytes()));
                 self.all_answered().await;
             }
             return status(StatusCode::NO_CONTENT);

@@ -79,6 +79,33 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
 }
 
+/// Why a connection is retired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// Another connection is better, or this node goes.
+    Spare,
+    /// Nothing was said for long enough: the server is let go, and is still there.
+    Idle,
+}
+
+impl Farewell {
+    /// As the other end is told it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Spare => "1",
+            Self::Idle => "idle",
+        }
+    }
+
+    /// As the other end tells it; what is not known counts as the first.
+    pub(crate) fn told(value: &[u8]) -> Self {
+        match value {
+            b"idle" => Self::Idle,
+            _ => Self::Spare,
+        }
+    }
+}
+
 /// Who says hello, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Greeting {
@@ -117,10 +144,14 @@ pub(crate) struct Session {
     pub(crate) stranger_turns: Arc<Semaphore>,
     /// Requests that await their answers.
     asking: watch::Sender<usize>,
+    /// When the connection came up.
+    began: Instant,
     /// When a byte of HTTP last came from the peer.
     heard: watch::Sender<Instant>,
-    /// One of the ends prefers another connection: what is under way is finished, and nothing is started.
+    /// One of the ends wants the connection no more: what is under way is finished, and nothing is started.
     retired: CancellationToken,
+    /// Why, once it is retired.
+    farewell: OnceLock<Farewell>,
     /// The connection is gone or going.
     pub(crate) closed: CancellationToken,
 }
@@ -152,8 +183,10 @@ impl Session {
             verified: OnceLock::new(),
             stranger_turns: Arc::new(Semaphore::new(shared.limits.requests_per_stranger)),
             asking: watch::Sender::new(0),
+            began: Instant::now(),
             heard: watch::Sender::new(Instant::now()),
             retired: CancellationToken::new(),
+            farewell: OnceLock::new(),
             closed: CancellationToken::new(),
             shared,
         })
@@ -197,6 +230,11 @@ impl Session {
         }
     }
 
+    /// When the connection came up.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// When HTTP last came from the peer.
     pub(crate) fn heard(&self) -> Instant {
         *self.heard.borrow()
@@ -234,15 +272,16 @@ impl Session {
     /// Ends the connection without losing a request: starts none, tells the peer, which then starts none either and agrees
     /// once all of its own are answered, and asks for the connection to be closed once ours are too. Only then is nothing
     /// under way in either direction; closing a QUIC connection earlier would discard answers that are already written.
-    pub(crate) fn retire(self: &Arc<Self>) {
+    pub(crate) fn retire(self: &Arc<Self>, farewell: Farewell) {
         if self.retired.is_cancelled() {
             return;
         }
+        let _ = self.farewell.set(farewell);
         self.retired.cancel();
         let session = self.clone();
         self.shared.tasks.spawn(async move {
             let patience = session.shared.timing.answer;
-            let agreed = async { tokio::join!(session.tell_retired(), session.all_answered()) };
+            let agreed = async { tokio::join!(session.tell_retired(farewell), session.all_answered()) };
             tokio::select! {
                 _ = timeout(patience, agreed) => session.over(SessionFault::Drained).await,
                 () = session.closed.cancelled() => {}
@@ -250,8 +289,15 @@ impl Session {
         });
     }
 
+    /// Whether one of the ends let the other go because nothing was said.
+    pub(crate) fn is_let_go(&self) -> bool {
+        self.farewell.get() == Some(&Farewell::Idle)
+    }
+
     /// The peer retires the connection, and will close it.
-    pub(crate) fn handle_retired(self: &Arc<Self>) {
+    pub(crate) fn handle_retired(self: &Arc<Self>, farewell: Farewell) {
+        // Both may do so at once; then the first word counts, and either end has its own.
+        let _ = self.farewell.set(farewell);
         self.retired.cancel();
         let session = self.clone();
         self.shared.tasks.spawn(async move {

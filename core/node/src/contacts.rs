@@ -153,7 +153,7 @@ impl Node {
             tokio::spawn(async move {
                 if let Err(error) = net.connect(&dialled).await {
                     tracing::info!(%error, "a new contact is not reached yet; trying again");
-                    net.dial_contacts().await;
+                    net.dial_contact(&dialled).await;
                 }
             });
         }

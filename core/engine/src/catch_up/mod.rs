@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     backoff,
-    limits::{MAX_CATCHING_UP, MAX_HEADS, TELL_AFTER},
+    limits::{MAX_CATCHING_UP, MAX_HEADS, MAX_LET_GO, TELL_AFTER},
 };
 
 /// Something to do now. Each is answered by the `handle_` method of its name.
@@ -72,9 +72,11 @@ pub struct Compared {
     pub depth: u64,
 }
 
-/// A connected server.
+/// A server that is in reach.
 #[derive(Debug, Default)]
 struct Peer {
+    /// It is not connected, because nothing was said for a while. Asking it connects.
+    let_go: bool,
     /// When all shared rooms are due.
     all: Option<Duration>,
     /// Rooms to compare.
@@ -137,7 +139,7 @@ impl CatchUp {
         };
         peer.all = Some(now + grace);
         peer.compared.clear();
-        (peer.failures, peer.not_before, peer.deaf) = (0, Duration::ZERO, false);
+        (peer.failures, peer.not_before, peer.deaf, peer.let_go) = (0, Duration::ZERO, false, false);
         self.hopeless.retain(|(teller, _)| teller != server);
         for wanted in self.wanted.values_mut() {
             wanted.tried.clear();
@@ -146,9 +148,41 @@ impl CatchUp {
         }
     }
 
-    /// A server is gone. What it was the only one to tell, others may not have.
+    /// The connection to a server was ended because nothing was said on it. It is in reach still: it sees to what it made, its word
+    /// on whom it cannot tell holds, and whoever has something for the other connects.
+    pub fn handle_let_go(&mut self, server: &ServerName) {
+        let before = self.peers.values().filter(|peer| peer.let_go).count();
+        if before >= MAX_LET_GO {
+            self.peers.remove(server);
+        } else if let Some(peer) = self.peers.get_mut(server) {
+            peer.let_go = true;
+            if peer.failures > 0 {
+                // It does not answer: to connect again and again would be to ask it without a pause that grows.
+                peer.all = None;
+                peer.rooms.clear();
+            }
+        }
+    }
+
+    /// Whether a server is in reach though it is not connected.
+    pub fn is_let_go(&self, server: &ServerName) -> bool {
+        self.peers.get(server).is_some_and(|peer| peer.let_go)
+    }
+
+    /// Whether a server is connected.
+    fn is_connected(&self, server: &ServerName) -> bool {
+        self.peers.get(server).is_some_and(|peer| !peer.let_go)
+    }
+
+    /// A server is gone, or one that was let go is out of reach. What it was the only one to tell, others may not have.
     pub fn handle_down(&mut self, server: &ServerName, now: Duration) {
-        self.peers.remove(server);
+        let before = self.peers.remove(server);
+        if before.is_some_and(|peer| peer.let_go) {
+            // It was taken to be in reach when something was made here: those who are connected must hear that it is not.
+            for watched in self.watched.values().filter(|watched| watched.own) {
+                look_by(&mut self.looks, &watched.room, now + TELL_AFTER);
+            }
+        }
         self.unreached.retain(|(_, author), _| author != server);
         self.told_unreached.retain(|(told, _), _| told != server);
         for watched in self.watched.values_mut() {

@@ -153,7 +153,7 @@ impl CatchUp {
         let of_room = self.watched.iter().filter(|(_, watched)| watched.room == room);
         let (mut again, mut untold, mut own) = (None, BTreeSet::new(), false);
         let (mut check, mut check_at) = (BTreeSet::new(), None);
-        let connected = looked.servers.iter().filter(|server| self.peers.contains_key(*server));
+        let connected = looked.servers.iter().filter(|server| self.is_connected(server));
         let neighbours = neighbours(&self.own, connected, TOPIC_NEIGHBOURS);
         for (id, watched) in of_room {
             let ripe = watched.since
@@ -170,12 +170,14 @@ impl CatchUp {
             own |= watched.own && !watched.by_topic;
             let members = looked.servers.iter().filter(|_| here.contains(id));
             let concerned = members.chain(&watched.removed);
-            let connected = concerned.filter(|server| self.peers.contains_key(*server));
-            let (vouched, others): (Vec<_>, Vec<_>) = connected
+            let in_reach = concerned.filter(|server| self.peers.contains_key(*server));
+            let (vouched, others): (Vec<_>, Vec<_>) = in_reach
                 .filter(|server| !watched.holders.contains(*server))
                 .filter(|server| !watched.by_topic || neighbours.contains(server) || watched.removed.contains(*server))
                 .partition(|server| self.is_vouched_for(watched, server));
             untold.extend(others.into_iter().cloned());
+            // What is only to be made sure is worth no connection.
+            let vouched: Vec<_> = vouched.into_iter().filter(|server| self.is_connected(server)).collect();
             if !watched.checked && !vouched.is_empty() {
                 check_at = check_at.max(Some(watched.since + CHECK_AFTER));
                 check.extend(vouched.into_iter().cloned());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use kith_engine::{
-    CatchUp, Compared, Looked, Pulled, Task,
+    CatchUp, Compared, ExchangeFailure, Looked, Pulled, Task,
     limits::{CHECK_AFTER, JOIN_HEADS_AFTER, MAX_EXTREMITIES, TELL_AFTER, TOPIC_CHECK_AFTER},
     neighbours, whom_to_ask,
 };
@@ -156,6 +156,75 @@ fn an_author_is_believed_to_tell_all_but_not_for_ever() {
     node.catch_up
         .handle_unreached(&room(), &server("a"), unreached, node.now);
     assert_eq!(node.after(TELL_AFTER, &["a's"]), ["d"]);
+}
+
+#[test]
+fn to_be_let_go_is_not_to_be_out_of_reach() {
+    let all = ["a", "b", "c", "d"];
+    let told = |node: &mut Node| {
+        node.moved("a's", false);
+        node.catch_up.handle_holder(&event("a's"), &server("a"), true);
+    };
+    // An author that is let go saw to all, and has said whom it could not reach.
+    let mut node = Node::new(&all, &["a", "c", "d"]);
+    told(&mut node);
+    node.after(TELL_AFTER + CHECK_AFTER, &["a's"]);
+    node.catch_up.handle_let_go(&server("a"));
+    assert!(node.catch_up.is_idle());
+    node.catch_up.handle_down(&server("a"), node.now);
+    assert_eq!(
+        node.after(TELL_AFTER, &["a's"]).len(),
+        1,
+        "the one that was not asked before"
+    );
+    let mut node = Node::new(&all, &["a", "c", "d"]);
+    let unreached = BTreeSet::from([server("d")]);
+    node.catch_up
+        .handle_unreached(&room(), &server("a"), unreached, node.now);
+    told(&mut node);
+    node.catch_up.handle_let_go(&server("a"));
+    assert_eq!(node.after(TELL_AFTER, &["a's"]), ["d"]);
+
+    // Who may not know what nobody else tells is told, though it has to be dialled for that.
+    let mut node = Node::new(&all, &["a", "c", "d"]);
+    node.catch_up.handle_let_go(&server("d"));
+    node.moved("own", true);
+    for peer in ["a", "c"] {
+        node.catch_up.handle_holder(&event("own"), &server(peer), false);
+    }
+    assert_eq!(node.after(TELL_AFTER, &["own"]), ["d"]);
+    // Nobody was told that it cannot be reached. Once it cannot, they are.
+    node.moved("next", true);
+    for peer in ["a", "c"] {
+        node.catch_up.handle_holder(&event("next"), &server(peer), false);
+    }
+    node.catch_up.handle_down(&server("d"), node.now);
+    assert_eq!(node.after(TELL_AFTER, &["next"]), ["a", "c"]);
+
+    // What is only to be made sure is worth no connection.
+    let mut node = Node::new(&all, &["a", "c", "d"]);
+    told(&mut node);
+    for peer in ["c", "d"] {
+        node.catch_up.handle_let_go(&server(peer));
+    }
+    assert_eq!(node.after(TELL_AFTER, &["a's"]), [""; 0]);
+    assert_eq!(node.after(CHECK_AFTER, &["a's"]), [""; 0]);
+    assert!(node.catch_up.is_idle());
+}
+
+#[test]
+fn who_does_not_answer_is_not_connected_to_again_and_again() {
+    let mut node = Node::new(&["a", "b"], &["a"]);
+    node.catch_up.handle_up(&server("a"), node.now);
+    node.now += TELL_AFTER;
+    assert!(matches!(node.catch_up.poll_task(node.now), Some(Task::Exchange { .. })));
+    node.catch_up
+        .handle_exchanged(&server("a"), None, Err(ExchangeFailure::Unanswered), node.now, 0);
+    assert!(!node.catch_up.is_idle());
+    node.catch_up.handle_let_go(&server("a"));
+    assert!(node.catch_up.is_idle());
+    node.catch_up.handle_up(&server("a"), node.now);
+    assert_eq!(node.after(TELL_AFTER, &[]), ["a"]);
 }
 
 #[test]

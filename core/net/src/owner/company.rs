@@ -19,9 +19,6 @@ use tokio::{
 use super::{Later, Owner, dialling::pause};
 use crate::topics::{Followers, Members, TellError, TopicEvent, TopicMessage};
 
-/// Members of a topic that are to be connected. As many again dial us.
-const COMPANY: usize = 4;
-
 /// How many of them are to be such as this node chose: whoever dials us may have come to be all our company.
 const OWN_CHOICE: usize = 2;
 
@@ -85,15 +82,21 @@ impl Company {
         }
     }
 
-    /// Whether a server is a member of a topic that is followed, and no silent one. Of each topic, [`COMPANY`] of these
+    /// Whether a server is a member of a topic that is followed, and no silent one. Of each topic, [`company`](crate::Budget::company) of these
     /// connections are needed, [`OWN_CHOICE`] of them to members that were dialled for it or are contacts; a connection more or
     /// less beyond that changes little.
     pub(super) fn has(&self, server: &ServerName) -> bool {
         !self.is_silent(server) && self.topics.values().any(|topic| topic.members.contains(server))
     }
 
-    fn is_silent(&self, server: &ServerName) -> bool {
+    /// Whether a server was found to pass nothing on: nobody needs it for a topic.
+    pub(super) fn is_silent(&self, server: &ServerName) -> bool {
         self.silent.get(server).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// The members of each topic that is followed.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Members> {
+        self.topics.values().map(|topic| &topic.members)
     }
 
     fn topics_of(&self, server: &ServerName) -> Vec<TopicName> {
@@ -213,7 +216,7 @@ impl Owner {
             true => topic.more,
             false => 0,
         };
-        let enough = there + tried >= COMPANY && own + tried >= OWN_CHOICE + more;
+        let enough = there + tried >= self.shared.limits.budget.company && own + tried >= OWN_CHOICE + more;
         if enough || self.sessions.len() + trying.len() >= places {
             return None;
         }
@@ -287,6 +290,14 @@ impl Owner {
         self.company.chosen.remove(server);
         for name in self.company.topics_of(server) {
             self.seek_company(&name);
+        }
+    }
+
+    /// A server let this one go, which may be one of too many for it: others are tried before.
+    pub(super) fn company_let_go(&mut self, server: &ServerName) {
+        if self.company.has(server) {
+            self.note_out_of_reach(server);
+            self.company_left(server);
         }
     }
 

@@ -41,10 +41,6 @@ const MAX_LAN_ADDRESSES: usize = 8;
 /// has not been reached after this.
 const LAN_PAUSE: Duration = Duration::from_secs(2);
 
-/// A contact that is lost or not reached is dialled again this often, with pauses that double; then it is for the contact, a request, or a change
-/// of network to reconnect.
-const MAX_REDIALS: u32 = 12;
-
 /// Where addresses are known already, they are tried for this long before the DHT is asked: it costs more than they do.
 const HEAD_START: Duration = Duration::from_millis(500);
 
@@ -393,6 +389,7 @@ impl Owner {
     /// A connection proved to be this server's.
     pub(super) fn connected(&mut self, server: &ServerName, id: ConnectionId, peer: &Arc<Peer>) {
         self.dialling.redials.remove(server);
+        self.keeping.note_met(server);
         self.dht.reached(server);
         if let Some(attempt) = self.dialling.attempts.remove(server) {
             for waiting in attempt.waiting {
@@ -400,6 +397,7 @@ impl Owner {
             }
         }
         self.dial_ended(id);
+        self.visit_next();
     }
 
     fn end_attempt_if_hopeless(&mut self, server: &ServerName) {
@@ -414,37 +412,23 @@ impl Owner {
                 let _ = waiting.send(Err(NotConnected::Unreachable));
             }
         }
+        if self.keeping.note_missed(server) {
+            self.peers.lost(server);
+        }
         if self.dialling.redials.contains_key(server) {
             self.redial_later(server.to_owned());
         }
+        self.visit_next();
     }
 
-    /// Asks the directory whom to connect to.
-    pub(super) fn look_up_contacts(&mut self) {
-        if self.rest.is_on() {
-            return;
-        }
-        let shared = self.shared.clone();
-        self.later.spawn(async move {
-            match shared.own.directory.contacts().await {
-                Ok(contacts) => Later::Contacts(contacts),
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "contacts cannot be read");
-                    Later::Done
-                }
-            }
-        });
+    /// Has a contact dialled again if it is not reached.
+    pub(super) fn insist_on(&mut self, server: &ServerName) {
+        self.dialling.redials.insert(server.to_owned(), 0);
     }
 
-    /// Connects to contacts, as far as half of the connections go. Those that are not reached are dialled again like lost
-    /// ones.
-    pub(super) fn connect_to_contacts(&mut self, contacts: Vec<OwnedServerName>) {
-        self.contacts = contacts.iter().cloned().collect();
-        let most = self.shared.limits.connections as usize / 2;
-        for server in contacts.into_iter().take(most) {
-            self.dialling.redials.insert(server.clone(), 0);
-            self.connect(server, None);
-        }
+    /// Searches under way.
+    pub(super) fn attempts(&self) -> usize {
+        self.dialling.attempts.len()
     }
 
     /// Asks the directory whether a server that was lost is worth dialling again.
@@ -463,7 +447,7 @@ impl Owner {
             return;
         }
         let tries = self.dialling.redials.entry(server.clone()).or_default();
-        if *tries >= MAX_REDIALS {
+        if *tries >= self.shared.limits.budget.redials {
             self.dialling.redials.remove(&server);
             return;
         }

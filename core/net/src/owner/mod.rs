@@ -9,6 +9,7 @@ mod keeping;
 mod reservations;
 mod sleep;
 mod surroundings;
+mod visits;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,13 +30,13 @@ use ruma::OwnedServerName;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    circuits::Circuits, company::Company, dialling::Dialling, reservations::Reservations, sleep::Rest,
-    surroundings::Surroundings,
+    circuits::Circuits, company::Company, dialling::Dialling, keeping::Keeping, reservations::Reservations,
+    sleep::Rest, surroundings::Surroundings, visits::Visits,
 };
 use crate::{
     PeerAddresses, StartError,
@@ -43,7 +44,7 @@ use crate::{
     dht::{Dht, Found},
     hello::{Turn, Verified},
     peers::{NotConnected, Peer, Peers},
-    session::{Greeting, News, Report, Session, SessionFault, Shared},
+    session::{Farewell, Greeting, News, Report, Session, SessionFault, Shared},
     streams,
     swarm::{self, Behaviour, BehaviourEvent},
     topics::{Followers, Members, TellError, TopicMessage},
@@ -74,8 +75,8 @@ pub(crate) enum Command {
     Missed(TopicName, OwnedServerName),
     /// Check every connection, and dial lost contacts again.
     NetworkChanged,
-    /// Dial the contacts that are not connected.
-    DialContacts,
+    /// Dial a contact, and again while it is not reached.
+    DialContact(OwnedServerName),
     /// Hold places at these relays, and at no others.
     SetRelays(Vec<Multiaddr>),
     /// Give up every connection but one to a relay, and say when that is done.
@@ -92,7 +93,7 @@ enum Later {
     Searched(OwnedServerName, u64),
     /// The DHT is to be joined through these.
     DhtServers(Vec<PeerAddresses>),
-    /// The servers to connect to.
+    /// The servers to meet.
     Contacts(Vec<OwnedServerName>),
     /// A contact that was lost is to be dialled again.
     Redial(OwnedServerName),
@@ -118,6 +119,8 @@ enum Later {
     Visited(ConnectionId),
     /// Connections to this server were checked; the best one can be told now.
     Settle(OwnedServerName),
+    /// It is time to choose which connections stay.
+    Review(Instant),
     /// A member of a topic was dialled, and reached or not.
     Tried(OwnedServerName, bool),
     /// Members of this topic may be dialled again.
@@ -160,6 +163,8 @@ pub(crate) struct Owner {
     /// As the directory last gave them.
     contacts: HashSet<OwnedServerName>,
     dialling: Dialling,
+    visits: Visits,
+    keeping: Keeping,
     circuits: Circuits,
     reservations: Reservations,
     company: Company,
@@ -202,6 +207,8 @@ impl Owner {
             connections: 0,
             contacts: HashSet::new(),
             dialling: Dialling::default(),
+            visits: Visits::default(),
+            keeping: Keeping::default(),
             circuits: Circuits::default(),
             reservations: Reservations::default(),
             company: Company::new(channels.topic_messages, channels.followers),
@@ -261,7 +268,10 @@ impl Owner {
                 self.dialling.book.add(&server, peer_id, &addresses);
             }
             Command::Follow(topic, members) => self.follow(topic, members),
-            Command::Unfollow(topic) => self.unfollow(&topic),
+            Command::Unfollow(topic) => {
+                self.unfollow(&topic);
+                self.review_soon();
+            }
             Command::Tell(topic, message, reply) => {
                 // Whoever asked may have given up.
                 let _ = reply.send(self.tell(&topic, message));
@@ -272,7 +282,7 @@ impl Owner {
                 self.set_relays(&relays);
                 self.publish_listening();
             }
-            Command::DialContacts => self.look_up_contacts(),
+            Command::DialContact(server) => self.dial_contact(server),
             Command::Doze(reply) => self.doze(reply),
             Command::Wake => self.wake(),
         }
@@ -287,7 +297,7 @@ impl Owner {
                     dht.join(&servers);
                 }
             }
-            Later::Contacts(contacts) => self.connect_to_contacts(contacts),
+            Later::Contacts(contacts) => self.visit(contacts),
             Later::Redial(server) => self.connect(server, None),
             Later::Lost(Some(server)) => self.redial_later(server),
             Later::DialLan(peer_id) => self.dial_lan_peer(peer_id),
@@ -300,6 +310,7 @@ impl Owner {
             Later::Dozed => self.handle_dozed(),
             Later::Visited(id) => self.handle_visited(id),
             Later::Settle(server) => self.settle(&server),
+            Later::Review(at) => self.handle_review(at),
             Later::Tried(server, reached) => self.handle_tried(&server, reached),
             Later::SeekCompany(topic) => self.handle_seek_company(&topic),
             Later::Lost(None) | Later::Done => {}
@@ -445,6 +456,8 @@ impl Owner {
         self.keep_addresses(id);
         self.connected(&server, id, &peer);
         self.company_came(&server);
+        self.visits.note_met(&server);
+        self.review_soon();
         self.watch_visitor(id);
         self.seek_straight_path(&session, &peer);
         self.check_all(&peer);
@@ -456,17 +469,35 @@ impl Owner {
         self.dial_ended(id);
         self.handle_relay_closed(id, entry.session.peer_id);
         let Some(peer) = entry.peer else { return };
-        if self.peers.remove(&peer, id) && !self.stop.is_cancelled() && !self.rest.is_on() {
-            self.look_up_lost(peer.server_name.clone());
-            self.company_left(&peer.server_name);
+        let let_go = entry.session.is_let_go();
+        if self.peers.remove(&peer, id, let_go) {
+            self.handle_parted(&peer.server_name, let_go);
         }
         self.note_quiet();
+    }
+
+    /// The last connection to a server is gone. Who was let go is not dialled again for the sake of being connected.
+    fn handle_parted(&mut self, server: &OwnedServerName, let_go: bool) {
+        self.visits.note_met(server);
+        if let_go {
+            self.keeping.note_let_go(server);
+        }
+        if self.stop.is_cancelled() || self.rest.is_on() {
+            return;
+        }
+        if let_go {
+            self.company_let_go(server);
+        } else {
+            self.look_up_lost(server.clone());
+            self.company_left(server);
+        }
+        self.visit_next();
     }
 
     /// Ends every connection so that peers notice at once, then every task; then nothing of ours is bound any more.
     async fn finish(mut self) {
         for entry in self.sessions.values().filter(|entry| entry.peer.is_some()) {
-            entry.session.retire();
+            entry.session.retire(Farewell::Spare);
         }
         // Strangers and relays have nothing under way that could be lost, but what goes through relays has.
         let _ = timeout(GRACE, self.drain(|entry| entry.peer.is_some())).await;
@@ -478,6 +509,7 @@ impl Owner {
         for id in left {
             self.handle_closed(id);
         }
+        self.remember_spoken_at_last().await;
         self.later.shutdown().await;
         swarm::release(self.swarm, self.listeners).await;
         self.shared.tasks.close();

@@ -7,6 +7,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Later, Owner};
+use crate::session::Farewell;
 
 /// For peers to agree that a connection ends; then it ends anyway.
 const FAREWELL: Duration = Duration::from_millis(700);
@@ -35,8 +36,11 @@ impl Owner {
             resting: true,
             waiting: Some(reply),
         };
+        self.visits.end();
+        self.remember_spoken();
+        // Peers are let go: nobody dials a node that rests but to say something.
         for entry in self.sessions.values().filter(|entry| entry.peer.is_some()) {
-            entry.session.retire();
+            entry.session.retire(Farewell::Idle);
         }
         self.later.spawn(async {
             tokio::time::sleep(FAREWELL).await;
@@ -71,6 +75,8 @@ impl Owner {
     /// Holds connections again, and dials whoever is missed.
     pub(super) fn wake(&mut self) {
         self.rest = Rest::default();
+        // Everybody is met again, however short the rest was.
+        self.visits.end();
         self.handle_network_changed();
     }
 
@@ -92,7 +98,7 @@ impl Owner {
         if Instant::now().duration_since(entry.session.heard()) < SILENCE {
             self.watch_visitor(id);
         } else {
-            entry.session.retire();
+            entry.session.retire(Farewell::Idle);
         }
     }
 }

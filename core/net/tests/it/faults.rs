@@ -260,7 +260,7 @@ async fn a_contact_that_is_not_there_at_first_is_dialled_until_it_is() {
     alice.learn(&bob).await;
     bob.net.shutdown().await;
     let mut events = alice.net.events();
-    alice.net.dial_contacts().await;
+    alice.net.dial_contact(&bob.name()).await;
     // The request shares the attempt to reach the contact, and so tells when it has failed.
     alice.get(&bob, "/").await.unwrap_err();
 

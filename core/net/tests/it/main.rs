@@ -1,6 +1,8 @@
 //! Two and more networks in one process, over real loopback QUIC and TCP.
 
 #[cfg(test)]
+mod budget;
+#[cfg(test)]
 mod coding;
 #[cfg(test)]
 mod eavesdropper;

@@ -69,6 +69,7 @@ pub(crate) struct MemoryDirectory {
     pub(crate) documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
     pub(crate) addresses: Mutex<HashMap<OwnedServerName, Vec<PeerAddresses>>>,
     pub(crate) contacts: Mutex<Vec<OwnedServerName>>,
+    pub(crate) spoken: Mutex<Vec<OwnedServerName>>,
     pub(crate) dht_servers: Mutex<Vec<PeerAddresses>>,
     pub(crate) now: AtomicU64,
 }
@@ -80,6 +81,7 @@ impl MemoryDirectory {
             documents: Mutex::default(),
             addresses: Mutex::default(),
             contacts: Mutex::default(),
+            spoken: Mutex::default(),
             dht_servers: Mutex::default(),
             now: AtomicU64::new(NOW),
         })
@@ -134,6 +136,11 @@ impl Directory for MemoryDirectory {
 
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
         Ok(self.contacts.lock().unwrap().clone())
+    }
+
+    async fn keep_spoken(&self, servers: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
+        *self.spoken.lock().unwrap() = servers;
+        Ok(())
     }
 }
 

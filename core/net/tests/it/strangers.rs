@@ -233,7 +233,7 @@ async fn the_connection_that_was_silent_for_longest_makes_room_and_a_contacts_st
     assert_eq!(victim.net.peers().len(), 7);
     victim.learn(&others[6]).await;
     victim.get(&others[6], "/").await.unwrap();
-    wait_for(&mut events, &PeerEvent::Down(others[0].name())).await;
+    wait_for(&mut events, &PeerEvent::LetGo(others[0].name())).await;
     let names: Vec<_> = victim.net.peers().into_iter().map(|peer| peer.server_name).collect();
     assert!(names.contains(&contact.name()) && names.contains(&others[1].name()));
 }

@@ -29,6 +29,7 @@ use crate::{
     client_api::{Args, read, render},
     homeserver::{
         Answer,
+        outbox::says_something,
         rooms::{DELAYED_INVITE, DelayedInvite},
         topics::{NEW_TOPIC, TopicContent},
     },
@@ -81,6 +82,7 @@ async fn send_transaction_message(
         )));
     }
     hs.outbox.handle_seen(&peer);
+    let spoken = says_something(&request);
     let transaction = match hs.incoming.begin(&peer, &request.transaction_id).await? {
         Ok(transaction) => transaction,
         Err(answered) => return Ok(respond(answered)),
@@ -98,6 +100,9 @@ async fn send_transaction_message(
     }
     if !only_pdus {
         hs.incoming.finish(&transaction, &received.answer).await?;
+    }
+    if spoken {
+        hs.context.network.note_spoken(&peer);
     }
     Ok(respond(received.answer))
 }

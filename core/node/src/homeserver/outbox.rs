@@ -51,6 +51,9 @@ const TRANSACTION_ID: usize = 6;
 /// Passing news kept in memory for one server; the oldest make room.
 const MAX_PASSING: usize = LIMITS.edus;
 
+/// EDUs that come of what people do. The others are settled between nodes, or tell of nothing but who is there.
+const SPEECH: [&str; 3] = ["m.typing", "m.receipt", "m.direct_to_device"];
+
 /// Failures that count of a server that answers 503, and of the own disk: the backoff ends at two minutes.
 const MAX_FAILURES_OF_THE_BUSY: u32 = 6;
 
@@ -97,6 +100,13 @@ struct Transaction {
     last: Option<i64>,
     /// Whether it holds as many events as it may: more are probably waiting.
     full: bool,
+}
+
+/// Whether people say something in a transaction: it has events, or EDUs that come of what they do.
+pub(crate) fn says_something(request: &send_transaction_message::v1::Request) -> bool {
+    let kind = |edu: &Raw<Edu>| edu.get_field::<String>("edu_type").ok().flatten();
+    let speaks = |edu| kind(edu).is_some_and(|kind| SPEECH.contains(&kind.as_str()));
+    !request.pdus.is_empty() || request.edus.iter().any(speaks)
 }
 
 impl Outbox {
@@ -291,6 +301,9 @@ impl Shared {
 
     async fn send(&self, server: &OwnedServerName, transaction: &Transaction) -> Result<(), Error> {
         let answer = client::send_transaction(&self.ctx, server, transaction.request.clone()).await?;
+        if says_something(&transaction.request) {
+            self.ctx.network.note_spoken(server);
+        }
         let Some(answer) = answer else {
             let held = transaction.events.iter();
             self.news.note_holder(held.map(|event| (event.clone(), false)), server);
@@ -334,7 +347,15 @@ impl Shared {
         if matches!(error, Error::Network(NetworkError::Refused { status: 503, .. })) {
             *failures = (*failures).min(MAX_FAILURES_OF_THE_BUSY);
         }
+        let failed = *failures + 1;
         self.wait(destination, failures).await;
+        // The attempt itself may have connected. That a server is seen which is there and takes nothing forgives nothing.
+        if matches!(
+            error,
+            Error::Network(NetworkError::Refused { .. } | NetworkError::TimedOut(_))
+        ) {
+            *failures = failed;
+        }
     }
 
     /// Waits before the next attempt, or until the server is seen, which forgives its failures.
@@ -467,7 +488,7 @@ async fn watch_peers(shared: Arc<Shared>, mut events: Receiver<PeerEvent>) {
     loop {
         match events.recv().await {
             Ok(PeerEvent::Up(server)) => shared.handle_seen(&server),
-            Ok(PeerEvent::Down(_)) => {}
+            Ok(PeerEvent::LetGo(_) | PeerEvent::Down(_)) => {}
             Err(RecvError::Lagged(_)) => {
                 for peer in shared.ctx.network.peers() {
                     shared.handle_seen(&peer.server_name);
@@ -490,6 +511,29 @@ mod tests {
 
     use super::*;
     use crate::testing::Cluster;
+
+    #[test]
+    fn people_speak_in_events_and_in_what_they_do_and_nodes_in_the_rest() {
+        let check = |pdus: usize, kinds: &[&str], expected: bool| {
+            let (id, now) = ("id".into(), MilliSecondsSinceUnixEpoch::now());
+            let mut request = send_transaction_message::v1::Request::new(id, server_name!("a").to_owned(), now);
+            request.pdus = vec![to_raw_value("event").unwrap(); pdus];
+            let edu = |kind| to_raw_value(&serde_json::json!({"edu_type": kind, "content": {}})).unwrap();
+            request.edus = kinds.iter().map(|kind| Raw::from_json(edu(kind))).collect();
+            assert_eq!(says_something(&request), expected, "{pdus} {kinds:?}");
+        };
+        check(0, &[], false);
+        check(1, &[], true);
+        check(1, &["m.presence"], true);
+        check(
+            0,
+            &["m.presence", "m.device_list_update", "m.signing_key_update"],
+            false,
+        );
+        for kind in SPEECH {
+            check(0, &["m.presence", kind], true);
+        }
+    }
 
     #[tokio::test]
     async fn what_was_sent_is_deleted_once_the_disk_allows_it() {

@@ -379,7 +379,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Users of a server that has gone are away.
+    /// Users of a server that is not connected any more are away.
     fn part(&self, server: &ServerName) {
         let gone: Vec<OwnedUserId> = {
             let mut users = self.users();
@@ -453,7 +453,8 @@ async fn watch(shared: Weak<Shared>, mut events: tokio::sync::broadcast::Receive
             () = now.touched.notified() => Ok(()),
             event = events.recv() => match event {
                 Ok(PeerEvent::Up(server)) => now.greet(server).await,
-                Ok(PeerEvent::Down(server)) => {
+                // Nobody tells how the users of a server are that is not connected.
+                Ok(PeerEvent::LetGo(server) | PeerEvent::Down(server)) => {
                     now.part(&server);
                     Ok(())
                 }

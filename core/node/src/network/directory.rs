@@ -15,7 +15,10 @@ use crate::clock::World;
 /// The setting that holds the servers of the DHT that were met: a JSON array of PeerIds, each with its addresses.
 const DHT_SERVERS: &str = "dht_servers";
 
-/// Servers dialled at the start at the most.
+/// The setting that names those with whom something was said last, the latest first: a JSON array.
+const SPOKEN: &str = "spoken_last";
+
+/// Servers met at the start at the most.
 const MAX_CONTACTS: u32 = 256;
 
 /// The directory of a node.
@@ -89,11 +92,25 @@ impl Directory for StoreDirectory {
     }
 
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        let contacts = self.store.read(|txn| txn.contacts(MAX_CONTACTS)).await;
-        let mut contacts = contacts.map_err(failed)?;
+        let read = self
+            .store
+            .read(|txn| Ok::<_, StoreError>((txn.contacts(MAX_CONTACTS)?, txn.setting(SPOKEN)?)));
+        let (mut contacts, spoken) = read.await.map_err(failed)?;
         let own = self.own_document.borrow().server_name();
         contacts.retain(|server| *server != own);
+        // What cannot be read is an order that is lost, no more.
+        let spoken: Vec<OwnedServerName> = spoken
+            .and_then(|json| serde_json::from_str(&json).ok())
+            .unwrap_or_default();
+        let place = |server: &OwnedServerName| spoken.iter().position(|spoken| spoken == server);
+        contacts.sort_by_key(|server| place(server).unwrap_or(spoken.len()));
         Ok(contacts)
+    }
+
+    async fn keep_spoken(&self, servers: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
+        let json = serde_json::to_string(&servers).map_err(|error| DirectoryError(Box::new(error)))?;
+        let kept = self.store.write(move |txn| txn.set_setting(SPOKEN, &json)).await;
+        kept.map_err(failed)
     }
 }
 
@@ -119,4 +136,44 @@ fn parse(known: KnownAddresses) -> Option<PeerAddresses> {
 
 fn failed(error: StoreError) -> DirectoryError {
     DirectoryError(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Cluster;
+
+    #[tokio::test]
+    async fn those_with_whom_something_was_said_last_come_first_among_the_contacts() {
+        let cluster = Cluster::start(1).await;
+        let context = &cluster[0].hs.context;
+        let directory = StoreDirectory {
+            store: context.store.clone(),
+            world: context.world.clone(),
+            own_document: context.key_document.clone(),
+        };
+        let names = ["a", "b", "c", "d"].map(|name| OwnedServerName::try_from(name).unwrap());
+        let [a, b, c, d] = &names;
+        let (contacts, now) = (names.clone(), context.world.now());
+        let added = context.store.write(move |txn| {
+            for contact in &contacts {
+                txn.add_contact(contact, now)?;
+            }
+            Ok::<_, StoreError>(())
+        });
+        added.await.unwrap();
+        let check = async |expected: [&OwnedServerName; 4]| {
+            let contacts = directory.contacts().await.unwrap();
+            assert_eq!(contacts.iter().collect::<Vec<_>>(), expected);
+        };
+        check([a, b, c, d]).await;
+        let stranger = OwnedServerName::try_from("stranger").unwrap();
+        directory
+            .keep_spoken(vec![c.clone(), stranger, b.clone()])
+            .await
+            .unwrap();
+        check([c, b, a, d]).await;
+        directory.keep_spoken(vec![d.clone()]).await.unwrap();
+        check([d, a, b, c]).await;
+    }
 }

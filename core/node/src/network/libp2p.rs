@@ -143,6 +143,12 @@ impl Network for Libp2p {
         peers.into_iter().map(status).collect()
     }
 
+    fn note_spoken(&self, server: &ServerName) {
+        if let Some(net) = self.net() {
+            net.note_spoken(server);
+        }
+    }
+
     async fn follow(&self, topic: TopicKey, members: Vec<OwnedServerName>) {
         let mut topics = self.inner.topics.lock().await;
         topics.insert(topic.name(), (topic, members.clone()));
@@ -215,11 +221,11 @@ async fn forward_messages(net: Net, messages: broadcast::Sender<TopicMessage>) {
     }
 }
 
-/// Passes one kith-net's events on, and says at its end that everyone is down. Nobody is up twice or down twice.
+/// Passes one kith-net's events on, and says at its end that everyone is down, those that were let go too. Nobody is up twice or down twice.
 async fn forward(net: Net, events: broadcast::Sender<PeerEvent>, detached: CancellationToken) {
     // Subscribed before looking, so that nobody is missed in between.
     let mut incoming = net.events();
-    let mut up = BTreeSet::new();
+    let (mut up, mut let_go) = (BTreeSet::new(), BTreeSet::new());
     let listed = |net: &Net| {
         net.peers()
             .into_iter()
@@ -241,12 +247,20 @@ async fn forward(net: Net, events: broadcast::Sender<PeerEvent>, detached: Cance
         };
         match event {
             Ok(kith_net::PeerEvent::Up(server)) => {
+                let_go.remove(&server);
                 if up.insert(server.clone()) {
                     tell(PeerEvent::Up(server));
                 }
             }
-            Ok(kith_net::PeerEvent::Down(server)) => {
+            Ok(kith_net::PeerEvent::LetGo(server)) => {
                 if up.remove(&server) {
+                    let_go.insert(server.clone());
+                    tell(PeerEvent::LetGo(server));
+                }
+            }
+            Ok(kith_net::PeerEvent::Down(server)) => {
+                // One that was let go is down once it is out of reach.
+                if up.remove(&server) | let_go.remove(&server) {
                     tell(PeerEvent::Down(server));
                 }
             }
@@ -255,6 +269,7 @@ async fn forward(net: Net, events: broadcast::Sender<PeerEvent>, detached: Cance
         }
     }
     follow(&mut up, BTreeSet::new());
+    let_go.into_iter().map(PeerEvent::Down).for_each(tell);
 }
 
 /// Hands the requests of verified peers to the federation routes, with [`Peer`] saying who asks.

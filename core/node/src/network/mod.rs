@@ -93,7 +93,10 @@ impl Default for Limits {
 pub enum PeerEvent {
     /// A connection to this server is up and its hello is verified.
     Up(OwnedServerName),
-    /// The last connection to this server is gone.
+    /// The last connection to this server was ended because nothing was said on it. The server is there as far as is known; a
+    /// request connects again.
+    LetGo(OwnedServerName),
+    /// The last connection to this server is gone, or one that was let go is out of reach by now.
     Down(OwnedServerName),
 }
 
@@ -182,6 +185,11 @@ pub trait Network: Send + Sync + 'static {
 
     /// The peers connected now.
     fn peers(&self) -> Vec<PeerStatus>;
+
+    /// Something was said with a server, by either side, that people would call so: whom to stay connected to follows from it.
+    fn note_spoken(&self, server: &ServerName) {
+        let _ = server;
+    }
 
     /// Follows a topic among these servers: only they are listened to and told, and a few of them are kept connected. Once
     /// more with other members replaces them. A network that has no topics follows none.

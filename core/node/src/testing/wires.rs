@@ -45,6 +45,8 @@ struct WiresInner {
     nodes: BTreeMap<OwnedServerName, End>,
     /// Pairs (smaller name first) whose wire is cut.
     cut: BTreeSet<(OwnedServerName, OwnedServerName)>,
+    /// Pairs that are not connected because nothing was said; a request connects them.
+    let_go: BTreeSet<(OwnedServerName, OwnedServerName)>,
     /// Every request that reached its target: from, to, method, path without query.
     log: Vec<(OwnedServerName, OwnedServerName, Method, String)>,
     /// Answers held back, by part of the request's path.
@@ -82,6 +84,10 @@ fn pair(a: &ServerName, b: &ServerName) -> (OwnedServerName, OwnedServerName) {
 
 impl WiresInner {
     fn connected(&self, a: &ServerName, b: &ServerName) -> bool {
+        self.in_reach(a, b) && !self.let_go.contains(&pair(a, b))
+    }
+
+    fn in_reach(&self, a: &ServerName, b: &ServerName) -> bool {
         let up = |name| self.nodes.get(name).is_some_and(|end| end.up && end.router.is_some());
         a != b && up(a) && up(b) && !self.cut.contains(&pair(a, b))
     }
@@ -132,6 +138,32 @@ impl Wires {
         self.change(|inner| {
             inner.cut.insert(pair(a, b));
         });
+    }
+
+    /// Lets every node let every other one go.
+    pub(crate) fn let_all_go(&self) {
+        let mut inner = self.lock();
+        for (a, b) in inner.pairs() {
+            inner.let_go.insert((a.clone(), b.clone()));
+            inner.tell(&a, PeerEvent::LetGo(b.clone()));
+            inner.tell(&b, PeerEvent::LetGo(a));
+        }
+    }
+
+    /// Connects two nodes that let each other go, or shows the one that tries that the other is out of reach.
+    fn dial(&self, from: &ServerName, to: &ServerName) {
+        let mut inner = self.lock();
+        let pair = pair(from, to);
+        if !inner.let_go.contains(&pair) {
+            return;
+        }
+        inner.let_go.remove(&pair);
+        if inner.in_reach(from, to) {
+            inner.tell(from, PeerEvent::Up(to.to_owned()));
+            inner.tell(to, PeerEvent::Up(from.to_owned()));
+        } else {
+            inner.tell(from, PeerEvent::Down(to.to_owned()));
+        }
     }
 
     /// Mends the wire between two nodes.
@@ -269,6 +301,10 @@ impl Wires {
             if let Some(end) = inner.nodes.get_mut(name) {
                 end.up = up;
             }
+            if up {
+                // A node that comes meets everybody, also those who have not noticed that it was away.
+                inner.let_go.retain(|(a, b)| a != name && b != name);
+            }
         });
     }
 
@@ -301,6 +337,7 @@ impl Network for MemoryNetwork {
         mut request: Request<Bytes>,
         limits: Limits,
     ) -> Result<Response<Bytes>, NetworkError> {
+        self.wires.dial(&self.me, to);
         let (router, held, lie) = {
             let mut inner = self.wires.lock();
             if !inner.connected(&self.me, to) {

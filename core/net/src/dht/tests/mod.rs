@@ -169,6 +169,10 @@ impl Directory for Memory {
     async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
         Ok(Vec::new())
     }
+
+    async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
+        Ok(())
+    }
 }
 
 /// Whoever publishes: a server's keys, and the PeerId and address that it says it has.

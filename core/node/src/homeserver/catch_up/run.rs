@@ -61,6 +61,10 @@ pub(super) async fn run(shared: Arc<Shared>, tasks: Tasks, mut events: Receiver<
                     connected.insert(server.clone());
                     shared.decisions().handle_up(&server, shared.now());
                 }
+                Ok(PeerEvent::LetGo(server)) => {
+                    connected.remove(&server);
+                    shared.decisions().handle_let_go(&server);
+                }
                 Ok(PeerEvent::Down(server)) => {
                     connected.remove(&server);
                     shared.decisions().handle_down(&server, shared.now());
@@ -232,8 +236,12 @@ impl Shared {
         let members = self.ctx.store.read(move |txn| txn.joined_servers(&wanted)).await;
         let members: BTreeSet<OwnedServerName> = members.unwrap_or_default().into_iter().collect();
         let peers = self.ctx.network.peers().into_iter().map(|peer| peer.server_name);
-        let connected = peers.filter(|server| members.contains(server)).collect();
-        whom_to_ask(tellers, &connected, tried, lacking)
+        let mut in_reach: BTreeSet<OwnedServerName> = peers.filter(|server| members.contains(server)).collect();
+        // Who was let go is asked all the same: that it is silent is no sign that it lacks something.
+        let decisions = self.decisions();
+        in_reach.extend(members.into_iter().filter(|server| decisions.is_let_go(server)));
+        drop(decisions);
+        whom_to_ask(tellers, &in_reach, tried, lacking)
     }
 
     async fn join_heads(&self, room: OwnedRoomId) {

@@ -117,6 +117,31 @@ async fn a_room_at_rest_costs_nothing() {
 }
 
 #[tokio::test]
+async fn who_was_let_go_gets_all_that_is_said() {
+    let cluster = Cluster::start(3).await;
+    let (room, clients) = common_room(&cluster).await;
+    until_idle(&cluster.nodes).await;
+    cluster.wires.let_all_go();
+    assert!(cluster[0].hs.context.network.peers().is_empty());
+    say(&clients[0], &room, "anybody there?").await;
+    for node in &cluster.nodes {
+        assert_eq!(until_text(node, &room, "anybody there?").await.len(), 1);
+    }
+    until_idle(&cluster.nodes).await;
+    // One is away, and nobody has noticed. What is said meanwhile it gets when it is back, and from whoever has it.
+    cluster.wires.let_all_go();
+    cluster[2].go_down();
+    say(&clients[0], &room, "missed").await;
+    until_text(&cluster[1], &room, "missed").await;
+    cluster[0].go_down();
+    cluster[2].come_up();
+    until_text(&cluster[2], &room, "missed").await;
+    cluster[0].come_up();
+    until_alike(&[&cluster[0], &cluster[1], &cluster[2]], &room).await;
+    until_idle(&cluster.nodes).await;
+}
+
+#[tokio::test]
 async fn a_large_difference_is_reconciled_and_nothing_needs_its_author() {
     let cluster = Cluster::start(3).await;
     let (room, clients) = common_room(&cluster).await;

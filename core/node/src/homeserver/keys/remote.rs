@@ -198,7 +198,7 @@ impl Keys {
         loop {
             match events.recv().await {
                 Ok(PeerEvent::Up(server)) => self.fetch_stale(Some(&server)).await,
-                Ok(PeerEvent::Down(_)) => {}
+                Ok(PeerEvent::LetGo(_) | PeerEvent::Down(_)) => {}
                 Err(RecvError::Lagged(_)) => self.fetch_stale(None).await,
                 Err(RecvError::Closed) => return,
             }
