@@ -1,6 +1,6 @@
 //! `make bench`: the figures that BENCHMARKS.md quotes, measured on real processes. It judges nothing.
 //!
-//! Arguments name the parts to run (`client`, `nodes`, `bytes`, `throughput`, `rooms`, `size`), several if wanted; without any, all
+//! Arguments name the parts to run (`client`, `idle`, `nodes`, `bytes`, `throughput`, `rooms`, `size`), several if wanted; without any, all
 //! run. A part that fails is said to have failed, and the others run. Synapse is measured beside Kith in the same run if
 //! `KITH_BENCH_SYNAPSE` names a Python that has it.
 #![allow(
@@ -11,6 +11,7 @@
 
 mod bytes;
 mod client_api;
+mod idle;
 mod nodes;
 mod process;
 mod rooms;
@@ -31,6 +32,7 @@ async fn main() -> ExitCode {
     let mut run = Run::new(std::env::args().skip(1).collect());
     table::print_machine();
     run.part("client", client_api::measure()).await;
+    run.part("idle", idle::measure()).await;
     run.part("nodes", nodes::measure()).await;
     run.part("bytes", bytes::measure()).await;
     run.part("throughput", throughput::measure()).await;

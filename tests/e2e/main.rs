@@ -9,6 +9,7 @@ mod full_disk;
 mod kills;
 mod lan;
 mod nat;
+mod quiet;
 
 use kith_tests::{Client, Node};
 use serde_json::json;
