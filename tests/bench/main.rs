@@ -1,6 +1,6 @@
 //! `make bench`: the figures that BENCHMARKS.md quotes, measured on real processes. It judges nothing.
 //!
-//! Arguments name the parts to run (`client`, `idle`, `nodes`, `bytes`, `throughput`, `rooms`, `size`), several if wanted; without any, all
+//! Arguments name the parts to run (`client`, `idle`, `nodes`, `bytes`, `throughput`, `rooms`, `nat`, `size`), several if wanted; without any, all
 //! run. A part that fails is said to have failed, and the others run. Synapse is measured beside Kith in the same run if
 //! `KITH_BENCH_SYNAPSE` names a Python that has it.
 #![allow(
@@ -12,6 +12,7 @@
 mod bytes;
 mod client_api;
 mod idle;
+mod nat;
 mod nodes;
 mod process;
 mod rooms;
@@ -29,15 +30,24 @@ use table::Table;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let mut run = Run::new(std::env::args().skip(1).collect());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // A process of the part `nat`, not a part.
+    if let [name, data, relays @ ..] = &arguments[..]
+        && name == "sleeper"
+    {
+        nat::sleeper::run(data.into(), relays).await;
+        return ExitCode::SUCCESS;
+    }
+    let mut run = Run::new(arguments);
     table::print_machine();
-    run.part("client", client_api::measure()).await;
-    run.part("idle", idle::measure()).await;
-    run.part("nodes", nodes::measure()).await;
-    run.part("bytes", bytes::measure()).await;
-    run.part("throughput", throughput::measure()).await;
-    run.part("rooms", rooms::measure()).await;
-    run.part("size", size::measure()).await;
+    run.part("client", one(client_api::measure())).await;
+    run.part("idle", one(idle::measure())).await;
+    run.part("nodes", one(nodes::measure())).await;
+    run.part("bytes", one(bytes::measure())).await;
+    run.part("throughput", one(throughput::measure())).await;
+    run.part("rooms", one(rooms::measure())).await;
+    run.part("nat", nat::measure()).await;
+    run.part("size", one(size::measure())).await;
     run.end()
 }
 
@@ -56,13 +66,13 @@ impl Run {
     }
 
     /// Runs a part if it is wanted. One that panics has failed, and ends no other.
-    async fn part(&mut self, name: &'static str, measure: impl Future<Output = Table>) {
+    async fn part(&mut self, name: &'static str, measure: impl Future<Output = Vec<Table>>) {
         if !self.wanted.is_empty() && !self.wanted.iter().any(|part| part == name) {
             return;
         }
         let start = Instant::now();
         match AssertUnwindSafe(measure).catch_unwind().await {
-            Ok(table) => table.print(),
+            Ok(tables) => tables.iter().for_each(Table::print),
             Err(_) => {
                 println!("\n**The part `{name}` failed; why stands on standard error.**");
                 self.failed.push(name);
@@ -78,6 +88,11 @@ impl Run {
         eprintln!("failed: {}", self.failed.join(", "));
         ExitCode::FAILURE
     }
+}
+
+/// What a part with one table measures.
+async fn one(measure: impl Future<Output = Table>) -> Vec<Table> {
+    vec![measure.await]
 }
 
 /// The value at a percentile of some measurements (nearest rank).

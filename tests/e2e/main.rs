@@ -5,6 +5,7 @@ mod backup;
 mod by_name;
 mod conversation;
 mod crash;
+mod far;
 mod full_disk;
 mod kills;
 mod lan;

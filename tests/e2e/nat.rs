@@ -2,67 +2,7 @@
 //! namespaces.
 
 use futures::future::join_all;
-use kith_tests::{Access, Host, Internet, LanError, Node, NodeOptions, Relay, skipped, within};
-use serde_json::{Value, json};
-
-/// Starts a relay as a volunteer would, with TCP on the port that firewalls let through.
-async fn relay_on(host: &Host) -> Relay {
-    let ports = ["udp/4433/quic-v1", "tcp/4433", "tcp/443"];
-    let listen = ports.map(|port| format!("/ip4/{}/{port}", host.address));
-    Relay::start_on(&host.on(), &listen).await
-}
-
-/// Starts a node that knows nothing but relays, each by its first address.
-async fn node_on(host: &Host, relays: &[&Relay]) -> Node {
-    let relays = relays.iter().map(|relay| relay.addresses[0].clone());
-    Node::start(NodeOptions {
-        listen: vec!["/ip4/0.0.0.0/udp/0/quic-v1".to_owned(), "/ip4/0.0.0.0/tcp/0".to_owned()],
-        arguments: relays.flat_map(|relay| ["--relay".to_owned(), relay]).collect(),
-        through: host.on(),
-        ..NodeOptions::default()
-    })
-    .await
-}
-
-async fn status(node: &Node) -> Value {
-    let (done, status, error) = node.kith(&["status", "--json"], "").await;
-    assert!(done.success(), "{error}");
-    serde_json::from_str(&status).unwrap()
-}
-
-/// What `node` says of `other` among its peers.
-async fn peer(node: &Node, other: &Node) -> Option<Value> {
-    let status = status(node).await;
-    let mut peers = status["peers"].as_array().unwrap().iter();
-    let peer = peers.find(|peer| peer["server_name"] == other.ready.server_name.as_str());
-    peer.cloned()
-}
-
-/// Waits until `node` reaches `other` in this way.
-async fn reached(node: &Node, other: &Node, path: &str) {
-    let reached = async { while peer(node, other).await.is_none_or(|peer| peer["path"] != path) {} };
-    within(&format!("a path that is {path}"), reached).await;
-}
-
-async fn know(node: &Node, other: &Node) {
-    let (done, _, error) = node.kith(&["peer", "add", &other.ready.ticket], "").await;
-    assert!(done.success(), "{error}");
-}
-
-/// One invites the other, who joins, and each hears the other.
-async fn talk(first: &mut kith_tests::Client, second: &mut kith_tests::Client) -> String {
-    let room = first
-        .create_room(json!({"preset": "trusted_private_chat", "is_direct": true, "invite": [second.user_id]}))
-        .await;
-    while second.invited().await != room {}
-    second.post(&format!("/join/{room}"), json!({})).await.ok();
-    let texts = ["hello".to_owned(), "and back".to_owned()];
-    first.send_text(&room, &texts[0]).await;
-    second.texts_until(&room, &texts[..1]).await;
-    second.send_text(&room, &texts[1]).await;
-    first.texts_until(&room, &texts).await;
-    room
-}
+use kith_tests::{Access, Internet, LanError, Node, NodeOptions, Relay, skipped};
 
 #[tokio::test]
 async fn any_two_are_connected_through_a_relay_and_straight_where_their_routers_permit() {
@@ -80,18 +20,18 @@ async fn any_two_are_connected_through_a_relay_and_straight_where_their_routers_
         Ok(lab) => lab,
         Err(error) => return skipped(name, &error),
     };
-    let relay = relay_on(&relay).await;
+    let relay = Relay::start_at(&relay).await;
     let relays = [&relay];
-    let nodes = join_all(hosts.iter().map(|(_, (host, _))| node_on(host, &relays))).await;
+    let nodes = join_all(hosts.iter().map(|(_, (host, _))| Node::start_at(host, &relays))).await;
     let (first, second) = nodes.split_at(Access::ALL.len());
     for (one, from) in first.iter().zip(Access::ALL) {
         let mut alice = one.client_over_socket("alice").await;
         for (other, to) in second.iter().zip(Access::ALL) {
-            know(one, other).await;
+            one.know(other).await;
             let mut bob = other.client_over_socket(&format!("bob{from:?}").to_lowercase()).await;
-            talk(&mut alice, &mut bob).await;
+            alice.talk_to(&mut bob).await;
             let path = if from.permits_straight(to) { "direct" } else { "relayed" };
-            reached(one, other, path).await;
+            one.reaches(other, path).await;
         }
     }
 }
@@ -113,15 +53,18 @@ async fn a_conversation_goes_on_over_another_uplink() {
         Ok(lab) => lab,
         Err(error) => return skipped(name, &error),
     };
-    let relay = relay_on(&relay).await;
-    let (one, other) = (node_on(&phone, &[&relay]).await, node_on(&friend.0, &[&relay]).await);
+    let relay = Relay::start_at(&relay).await;
+    let (one, other) = (
+        Node::start_at(&phone, &[&relay]).await,
+        Node::start_at(&friend.0, &[&relay]).await,
+    );
     let (mut alice, mut bob) = (
         one.client_over_socket("alice").await,
         other.client_over_socket("bob").await,
     );
-    know(&one, &other).await;
-    let room = talk(&mut alice, &mut bob).await;
-    reached(&one, &other, "direct").await;
+    one.know(&other).await;
+    let room = alice.talk_to(&mut bob).await;
+    one.reaches(&other, "direct").await;
 
     let mut texts = Vec::new();
     for turn in 0..6 {
@@ -161,16 +104,19 @@ async fn another_relay_steps_in_for_one_that_dies() {
         Ok(lab) => lab,
         Err(error) => return skipped(name, &error),
     };
-    let mut relays = [relay_on(&relays[0]).await, relay_on(&relays[1]).await];
+    let mut relays = [Relay::start_at(&relays[0]).await, Relay::start_at(&relays[1]).await];
     let both = [&relays[0], &relays[1]];
-    let (one, other) = (node_on(&hosts[0].0, &both).await, node_on(&hosts[1].0, &both).await);
+    let (one, other) = (
+        Node::start_at(&hosts[0].0, &both).await,
+        Node::start_at(&hosts[1].0, &both).await,
+    );
     let (mut alice, mut bob) = (
         one.client_over_socket("alice").await,
         other.client_over_socket("bob").await,
     );
-    know(&one, &other).await;
-    let room = talk(&mut alice, &mut bob).await;
-    let peer = peer(&one, &other).await.unwrap();
+    one.know(&other).await;
+    let room = alice.talk_to(&mut bob).await;
+    let peer = one.peer(&other).await.unwrap();
     let used = peer["addresses"][0].as_str().unwrap();
     let dies = relays
         .iter()
@@ -198,19 +144,85 @@ async fn two_in_one_house_talk_on_while_the_internet_is_cut() {
         Ok(lab) => lab,
         Err(error) => return skipped(name, &error),
     };
-    let relay = relay_on(&relay).await;
-    let (one, other) = (node_on(&hosts[0], &[&relay]).await, node_on(&hosts[1], &[&relay]).await);
+    let relay = Relay::start_at(&relay).await;
+    let (one, other) = (
+        Node::start_at(&hosts[0], &[&relay]).await,
+        Node::start_at(&hosts[1], &[&relay]).await,
+    );
     let (mut alice, mut bob) = (
         one.client_over_socket("alice").await,
         other.client_over_socket("bob").await,
     );
-    know(&one, &other).await;
-    let room = talk(&mut alice, &mut bob).await;
-    reached(&one, &other, "lan").await;
+    one.know(&other).await;
+    let room = alice.talk_to(&mut bob).await;
+    one.reaches(&other, "lan").await;
     home.cut().await.unwrap();
     let texts = ["is it only me?", "here too"].map(str::to_owned);
     alice.send_text(&room, &texts[0]).await;
     bob.texts_until(&room, &texts[..1]).await;
     bob.send_text(&room, &texts[1]).await;
     assert_eq!(alice.texts_until(&room, &texts).await, texts);
+}
+
+#[tokio::test]
+async fn a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for() {
+    let name = "a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for";
+    let lab = async {
+        let mut internet = Internet::set_up().await?;
+        let relay = internet.public_host().await?;
+        let mut home = internet.router(Access::Home).await?;
+        home.open_ports().await?;
+        let host = home.host().await?;
+        let friend = internet.host(Access::Carrier).await?;
+        Ok::<_, LanError>((internet, relay, home, host, friend))
+    };
+    let (_internet, relay, _home, host, friend) = match lab.await {
+        Ok(lab) => lab,
+        Err(error) => return skipped(name, &error),
+    };
+    let relay = Relay::start_at(&relay).await;
+    let relays = [&relay];
+    let one = Node::start(NodeOptions {
+        upnp: true,
+        ..Node::options_at(&host, &relays)
+    });
+    let (one, other) = futures::join!(one, Node::start_at(&friend.0, &relays));
+    let (mut alice, mut bob) = (
+        one.client_over_socket("alice").await,
+        other.client_over_socket("bob").await,
+    );
+    other.know(&one).await;
+    bob.talk_to(&mut alice).await;
+    other.reaches(&one, "direct").await;
+}
+
+#[tokio::test]
+async fn holes_are_punched_for_tcp_where_routers_let_no_udp_pass() {
+    let name = "holes_are_punched_for_tcp_where_routers_let_no_udp_pass";
+    let lab = async {
+        let mut internet = Internet::set_up().await?;
+        let relay = internet.public_host().await?;
+        let hosts = [
+            internet.host(Access::HomeWithoutUdp).await?,
+            internet.host(Access::HomeWithoutUdp).await?,
+        ];
+        Ok::<_, LanError>((internet, relay, hosts))
+    };
+    let (_internet, relay, hosts) = match lab.await {
+        Ok(lab) => lab,
+        Err(error) => return skipped(name, &error),
+    };
+    let relay = Relay::start_at(&relay).await;
+    let relays = [&relay];
+    let (one, other) = (
+        Node::start_at(&hosts[0].0, &relays).await,
+        Node::start_at(&hosts[1].0, &relays).await,
+    );
+    let (mut alice, mut bob) = (
+        one.client_over_socket("alice").await,
+        other.client_over_socket("bob").await,
+    );
+    one.know(&other).await;
+    alice.talk_to(&mut bob).await;
+    one.reaches(&other, "direct").await;
 }

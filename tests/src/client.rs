@@ -168,6 +168,43 @@ impl Client {
         answer["room_id"].as_str().expect("a room id").to_owned()
     }
 
+    /// Invites another, who joins, and each hears the other. Returns the room's id.
+    pub async fn talk_to(&mut self, other: &mut Self) -> String {
+        let room = self
+            .create_room(json!({"preset": "trusted_private_chat", "is_direct": true, "invite": [other.user_id]}))
+            .await;
+        while other.invited().await != room {}
+        other.post(&format!("/join/{room}"), json!({})).await.ok();
+        let texts = ["hello".to_owned(), "and back".to_owned()];
+        self.send_text(&room, &texts[0]).await;
+        other.texts_until(&room, &texts[..1]).await;
+        other.send_text(&room, &texts[1]).await;
+        self.texts_until(&room, &texts).await;
+        room
+    }
+
+    /// Uploads a file, and returns its server and id, parted by a slash.
+    pub async fn upload(&self, bytes: Vec<u8>) -> String {
+        let url = format!("{}/_matrix/media/v3/upload", self.base);
+        let request = self.http.post(url).bearer_auth(&self.token).body(bytes);
+        let answer = within("the upload", request.send()).await.expect("an answer");
+        let answer: Value = answer.json().await.expect("JSON");
+        let uri = answer["content_uri"].as_str().expect("an address");
+        uri.trim_start_matches("mxc://").to_owned()
+    }
+
+    /// Downloads a file, of this node or another.
+    pub async fn download(&self, media: &str) -> Vec<u8> {
+        let url = format!(
+            "{}/_matrix/client/v1/media/download/{media}?timeout_ms=60000",
+            self.base
+        );
+        let request = self.http.get(url).bearer_auth(&self.token);
+        let answer = within("the download", request.send()).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        within("the whole file", answer.bytes()).await.expect("bytes").to_vec()
+    }
+
     /// Sends a text message and returns its event id.
     pub async fn send_text(&self, room: &str, text: &str) -> String {
         let answer = self.try_send_text(room, text).await.ok();

@@ -1,7 +1,15 @@
 //! An internet in a test: hosts on it, and hosts behind routers of the kinds that people have. Real kernels route and translate;
-//! only the distances are missing.
+//! distances and losses are added by wires, where wanted.
 
-use crate::machine::{LanError, Machine};
+use crate::{
+    machine::{LanError, Machine},
+    port_opener::PortOpener,
+    wire::{Carried, Quality, Wire},
+};
+
+/// The network that everything public is in. Its addresses count as public, which those for documentation do not; nothing leaves
+/// the lab.
+const NETWORK: &str = "11.0.113";
 
 /// What stands between a host and the internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,31 +22,36 @@ pub enum Access {
     Carrier,
     /// A company's firewall: symmetric, no UDP, and TCP to web ports only.
     Corporate,
+    /// A home router that lets no UDP pass.
+    HomeWithoutUdp,
 }
 
 impl Access {
-    /// All of them.
+    /// The kinds that people commonly have.
     pub const ALL: [Self; 4] = [Self::Public, Self::Home, Self::Carrier, Self::Corporate];
 
     /// Whether two hosts behind such can have a straight path, once both try: not when a side that speaks from other ports to
     /// everyone meets a side that lets in only whom it spoke to.
     pub fn permits_straight(self, other: Self) -> bool {
-        use Access::{Carrier, Corporate, Home, Public};
+        use Access::{Carrier, Corporate, Home, HomeWithoutUdp, Public};
         match (self, other) {
             (Corporate, _) | (_, Corporate) => false,
-            (Public, _) | (_, Public) | (Home, Home) => true,
-            (Home | Carrier, Carrier) | (Carrier, Home) => false,
+            (Public, _) | (_, Public) | (Home, Home) | (HomeWithoutUdp, HomeWithoutUdp) => true,
+            (Home | Carrier | HomeWithoutUdp, Carrier)
+            | (Carrier | HomeWithoutUdp, Home)
+            | (Carrier | Home, HomeWithoutUdp) => false,
         }
     }
 
     fn rules(self) -> String {
         let translate = match self {
-            Self::Public | Self::Home => "masquerade",
+            Self::Public | Self::Home | Self::HomeWithoutUdp => "masquerade",
             Self::Carrier | Self::Corporate => "masquerade fully-random",
         };
         let pass = match self {
             Self::Corporate => "iifname lan meta l4proto udp drop\n iifname lan tcp dport != { 80, 443 } drop",
-            _ => "",
+            Self::HomeWithoutUdp => "iifname lan meta l4proto udp drop",
+            Self::Public | Self::Home | Self::Carrier => "",
         };
         // Who knocks unasked is dropped without an answer, as routers do. An answer, or a remembered knock, would spoil a hole.
         format!(
@@ -55,7 +68,7 @@ impl Access {
                 }}
                 chain forward {{
                     type filter hook forward priority 0
-                    iifname wan ct state new drop
+                    iifname wan ct state new ct status != dnat drop
                     {pass}
                 }}
             }}
@@ -66,10 +79,13 @@ impl Access {
 
 /// The internet.
 pub struct Internet {
-    /// The switch that joins everything: 203.0.113.0/24.
+    /// The switch that joins everything.
     core: Machine,
     addresses: u8,
     cables: u32,
+    /// What uplinks are like; perfect if not said.
+    quality: Option<Quality>,
+    wires: Vec<Wire>,
 }
 
 /// A machine on the internet or behind a router.
@@ -87,6 +103,8 @@ pub struct Uplink {
 
 /// A router and the network behind it.
 pub struct Router {
+    // The first to go: it serves on the machine.
+    opener: Option<PortOpener>,
     machine: Machine,
     network: String,
     hosts: u8,
@@ -122,15 +140,38 @@ impl Internet {
             core,
             addresses: 0,
             cables: 0,
+            quality: None,
+            wires: Vec::new(),
         })
+    }
+
+    /// Whatever is plugged in from now on has an uplink of this quality: between two such hosts it counts twice each way.
+    pub fn set_uplinks(&mut self, quality: Quality) {
+        self.quality = Some(quality);
+    }
+
+    /// What each of those uplinks has carried so far, in the order in which they were plugged in.
+    pub async fn carried(&mut self) -> Vec<Carried> {
+        let mut carried = Vec::new();
+        for wire in &mut self.wires {
+            carried.push(wire.carried().await);
+        }
+        carried
     }
 
     /// Gives a machine an address on the internet.
     async fn plug_in(&mut self, machine: &Machine, interface: &str) -> Result<String, LanError> {
         self.addresses += 1;
         self.cables += 1;
-        let (cable, address) = (format!("c{}", self.cables), format!("203.0.113.{}", self.addresses));
-        self.core.cable(&cable, machine, interface).await?;
+        let (cable, address) = (format!("c{}", self.cables), format!("{NETWORK}.{}", self.addresses));
+        let ends = ((&self.core, cable.as_str()), (machine, interface));
+        match &self.quality {
+            None => self.core.cable(&cable, machine, interface).await?,
+            Some(quality) => {
+                let wire = Wire::lay(ends.0, ends.1, quality, self.cables.into()).await?;
+                self.wires.push(wire);
+            }
+        }
         self.core.ip(&format!("link set {cable} master net")).await?;
         machine.ip(&format!("address add {address}/24 dev {interface}")).await?;
         Ok(address)
@@ -155,6 +196,7 @@ impl Internet {
         machine.forward().await?;
         machine.nft(&access.rules()).await?;
         Ok(Router {
+            opener: None,
             machine,
             network,
             hosts: 1,
@@ -198,6 +240,12 @@ impl Router {
         self.machine.ip(&format!("link set {cable} master lan")).await?;
         machine.ip(&format!("address add {address}/24 dev {interface}")).await?;
         Ok(address)
+    }
+
+    /// From now on opens ports for hosts that ask (UPnP). Fails where there is no program for that.
+    pub async fn open_ports(&mut self) -> Result<(), LanError> {
+        self.opener = Some(PortOpener::start(&self.machine).await?);
+        Ok(())
     }
 
     /// Cuts the way to the internet.

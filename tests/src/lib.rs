@@ -9,9 +9,12 @@ mod client;
 mod internet;
 mod lan;
 mod machine;
+mod port_opener;
 mod process;
+mod reach;
 mod relay;
 mod small_disk;
+mod wire;
 
 pub use client::{Answer, Client, texts};
 pub use internet::{Access, Host, Internet, Router, Uplink};
@@ -20,6 +23,7 @@ pub use machine::LanError;
 pub use process::{Node, NodeOptions, binary, kith};
 pub use relay::Relay;
 pub use small_disk::SmallDisk;
+pub use wire::{Carried, Quality};
 
 use std::{io::Write, time::Duration};
 

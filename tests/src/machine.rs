@@ -70,6 +70,11 @@ impl Machine {
         Err(LanError::Refused(command.join(" "), reason.unwrap_or_default()))
     }
 
+    /// What names its network namespace to tools.
+    pub(crate) fn pid(&self) -> &str {
+        &self.pid
+    }
+
     /// Lays a cable to another machine: an interface here and one there.
     pub(crate) async fn cable(&self, here: &str, other: &Self, there: &str) -> Result<(), LanError> {
         self.ip(&format!(
@@ -137,7 +142,7 @@ impl Machine {
 }
 
 /// A system tool: `ip` stands where users who are not root do not look.
-fn tool(name: &str) -> Command {
+pub(crate) fn tool(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(name);
     command

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{Client, within};
 
-/// The program `name` of this workspace (`kith` or `kith-relay`), in the profile of the running test: freshly built, unless
+/// The program `name` of this workspace (`kith`, `kith-relay` or `kith-wire`), in the profile of the running test: freshly built, unless
 /// `KITH_PROGRAMS` names the folder where whoever runs the tests has just built it.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -31,7 +31,8 @@ pub fn binary(name: &str) -> PathBuf {
             .expect("tests stand in target/PROFILE/deps")
             .to_path_buf();
         let mut build = std::process::Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "kith", "-p", "kith-relay"]);
+        build.args(["build", "--quiet", "-p", "kith", "-p", "kith-relay", "-p", "kith-tests"]);
+        build.args(["--bin", "kith", "--bin", "kith-relay", "--bin", "kith-wire"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }
@@ -62,6 +63,8 @@ pub struct NodeOptions {
     pub arguments: Vec<String>,
     /// Whether to look for others on the local network.
     pub mdns: bool,
+    /// Whether to ask the router for a way in.
+    pub upnp: bool,
     /// A command that runs the rest of its command line, elsewhere: nothing if empty.
     pub through: Vec<String>,
 }
@@ -206,6 +209,14 @@ impl Node {
         (self.child, self.stdout, self.ready) = (child, stdout, ready);
     }
 
+    /// [`Node::restart`] on ports that nobody knows.
+    pub async fn restart_anywhere(&mut self) {
+        for address in &mut self.options.listen {
+            *address = with_any_port(address);
+        }
+        self.restart().await;
+    }
+
     /// What the node prints on standard output after its ready line, until it ends.
     pub async fn further_output(&mut self) -> String {
         let mut lines = String::new();
@@ -259,10 +270,13 @@ async fn finish(mut kith: Command, arguments: &[&str], data: &Path, stdin: &str)
 async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufReader<ChildStdout>, Ready) {
     let mut command = command(&options.through);
     command
-        .args(["run", "--json", "--no-open", "--no-upnp", "--http", http, "--data"])
+        .args(["run", "--json", "--no-open", "--http", http, "--data"])
         .arg(data);
     if !options.mdns {
         command.arg("--no-mdns");
+    }
+    if !options.upnp {
+        command.arg("--no-upnp");
     }
     for address in &options.listen {
         command.args(["--listen", address]);
@@ -289,6 +303,16 @@ async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufRea
 
 fn without_peer_id(address: &str) -> String {
     address.split("/p2p/").next().unwrap_or(address).to_owned()
+}
+
+/// The address with its port left to the system.
+fn with_any_port(address: &str) -> String {
+    let mut parts: Vec<&str> = address.split('/').collect();
+    // "/ip4/ADDRESS/udp/PORT/…"
+    if let Some(port) = parts.get_mut(4) {
+        *port = "0";
+    }
+    parts.join("/")
 }
 
 #[allow(unsafe_code, reason = "sending a signal to a process that this harness started")]

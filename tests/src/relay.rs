@@ -9,7 +9,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{binary, within};
+use crate::{Host, binary, within};
 
 /// What `kith-relay run --json` says once it serves.
 #[derive(Debug, Deserialize)]
@@ -35,6 +35,13 @@ impl Relay {
     /// Starts a relay on a loopback port with settings as its configuration file has them.
     pub async fn start_with(settings: &str) -> Self {
         Self::start_as(&[], &["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()], settings).await
+    }
+
+    /// Starts a relay on a host as a volunteer would, with TCP on the port that firewalls let through.
+    pub async fn start_at(host: &Host) -> Self {
+        let ports = ["udp/4433/quic-v1", "tcp/4433", "tcp/443"];
+        let listen = ports.map(|port| format!("/ip4/{}/{port}", host.address));
+        Self::start_on(&host.on(), &listen).await
     }
 
     /// Starts a relay that listens on these addresses, through a command unless that is empty.
