@@ -68,7 +68,8 @@ impl Access {
                 }}
                 chain forward {{
                     type filter hook forward priority 0
-                    iifname wan ct state new ct status != dnat drop
+                    iifname wan ct status dnat accept
+                    iifname wan ct state new drop
                     {pass}
                 }}
             }}
