@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::{Later, Owner, dialling::pause};
-use crate::topics::{Followers, Members, TellError, TopicEvent, TopicMessage};
+use crate::{
+    session::Farewell,
+    topics::{Followers, Members, TellError, TopicEvent, TopicMessage},
+};
 
 /// How many of them are to be such as this node chose: whoever dials us may have come to be all our company.
 const OWN_CHOICE: usize = 2;
@@ -176,7 +179,7 @@ impl Owner {
         if self.company.chosen.remove(server) && !self.contacts.contains(server) {
             let sessions = self.peers.get(server).map(|peer| peer.sessions()).unwrap_or_default();
             for session in sessions.iter().filter(|session| session.dialled) {
-                session.retire();
+                session.retire(Farewell::Idle);
             }
         }
         for name in self.company.topics_of(server) {

@@ -145,7 +145,7 @@ impl Ephemeral {
                         tracing::debug!(%server, %error, "a server was not told of receipts");
                     }
                 }
-                Ok(PeerEvent::Down(server)) => {
+                Ok(PeerEvent::LetGo(server) | PeerEvent::Down(server)) => {
                     if gone.len() >= MAX_GONE {
                         gone.pop_first();
                     }
