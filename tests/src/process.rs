@@ -115,8 +115,9 @@ impl Node {
             options.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
         }
         let (child, stdout, ready) = spawn(&data, "127.0.0.1:0", &options).await;
-        // A restarted node comes back on the ports that its peers know.
-        options.listen = ready.listen.iter().map(|address| without_peer_id(address)).collect();
+        // A restarted node comes back on the ports that its peers know. Places at relays it asks for anew.
+        let own = ready.listen.iter().filter(|address| !address.contains("/p2p-circuit"));
+        options.listen = own.map(|address| without_peer_id(address)).collect();
         let http_address = ready
             .http
             .trim_start_matches("http://")

@@ -2,7 +2,10 @@
 //! connection is wanted: it reports to the owner task, which does.
 
 use std::{
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -152,6 +155,8 @@ pub(crate) struct Session {
     retired: CancellationToken,
     /// Why, once it is retired.
     farewell: OnceLock<Farewell>,
+    /// Nobody knows whether it still leads anywhere: the peer has come over another one, and has yet to answer here.
+    doubted: AtomicBool,
     /// The connection is gone or going.
     pub(crate) closed: CancellationToken,
 }
@@ -187,6 +192,7 @@ impl Session {
             heard: watch::Sender::new(Instant::now()),
             retired: CancellationToken::new(),
             farewell: OnceLock::new(),
+            doubted: AtomicBool::new(false),
             closed: CancellationToken::new(),
             shared,
         })
@@ -199,8 +205,20 @@ impl Session {
 
     /// The lower, the better: straight rather than relayed, QUIC rather than TCP, newer rather than older (of two, the
     /// older may be what is left of a peer that has restarted since).
-    pub(crate) fn rank(&self) -> (Path, std::cmp::Reverse<u64>) {
+    pub(crate) fn merit(&self) -> (Path, std::cmp::Reverse<u64>) {
         (self.path, std::cmp::Reverse(self.number))
+    }
+
+    /// The lower, the sooner it is used: by merit, but what is doubted last. A peer that has moved to another network would
+    /// otherwise be spoken to on the path that it has left.
+    pub(crate) fn rank(&self) -> (bool, Path, std::cmp::Reverse<u64>) {
+        let (path, age) = self.merit();
+        (self.doubted.load(Ordering::Relaxed), path, age)
+    }
+
+    /// Uses other connections, if there are any, until this one has answered a probe.
+    pub(crate) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -414,7 +432,9 @@ impl Session {
         } else {
             timeout(patience, self.ping_relay()).await.unwrap_or(false)
         };
-        if !alive {
+        if alive {
+            self.doubted.store(false, Ordering::Relaxed);
+        } else {
             self.over(SessionFault::Dead).await;
         }
     }

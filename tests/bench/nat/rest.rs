@@ -1,6 +1,10 @@
 //! An app that goes to the background and comes back: how long its node takes to rest, and to be among people again.
 
-use std::{path::Path, process::Stdio, time::Instant};
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use kith_tests::{Access, Client, Host, LanError, kith, within};
 use serde::de::DeserializeOwned;
@@ -15,6 +19,9 @@ use super::{
     sleeper::{Done, Ready},
 };
 use crate::Table;
+
+/// How long it rests: longer than taking leave takes, as apps do.
+const REST: Duration = Duration::from_secs(4);
 
 /// The node that rests.
 struct Sleeper {
@@ -94,6 +101,7 @@ pub(super) async fn measure(reach: &mut Table) -> Result<(), LanError> {
     reach.row(["suspended, nothing stays", &format!("{took:.2} s"), "1 s"]);
     let waiting = ["while you slept".to_owned()];
     bob.send_text(&room, &waiting[0]).await;
+    tokio::time::sleep(REST).await;
     let start = Instant::now();
     sleeper.tell("resume").await;
     alice.texts_until(&room, &waiting).await;

@@ -15,6 +15,10 @@ use crate::{
 /// How often one connection's addresses are kept: when it comes up, and when they change a few times after.
 const MAX_KEPT: u8 = 8;
 
+/// A relayed connection that no straight one has replaced after so many times [`crate::Timing::redial`] is made once more, because
+/// libp2p punches holes when one is made, and then never again; and a last time after the second.
+const PUNCH_AGAIN: [u32; 2] = [10, 60];
+
 /// Addresses that a peer may name as its own.
 const MAX_NAMED_ADDRESSES: usize = 8;
 
@@ -109,5 +113,34 @@ impl Owner {
             .cloned()
             .collect();
         self.dial_beside(session.peer_id, straight);
+    }
+
+    /// Gives a straight path to a peer that was dialled through a relay another chance later.
+    pub(super) fn punch_again_later(&mut self, session: &Session) {
+        if session.path() != Path::Relayed {
+            self.circuits.punched.remove(&session.peer_id);
+        } else if session.dialled {
+            let tries = self.circuits.punched.entry(session.peer_id).or_default();
+            let Some(times) = PUNCH_AGAIN.get(*tries) else { return };
+            *tries += 1;
+            let (pause, id) = (self.shared.timing.redial * *times, session.id);
+            self.later.spawn(async move {
+                tokio::time::sleep(pause).await;
+                Later::PunchAgain(id)
+            });
+        }
+    }
+
+    /// A relayed connection had its time to be replaced.
+    pub(super) fn punch_again(&mut self, id: ConnectionId) {
+        let Some(entry) = self.sessions.get(&id).filter(|entry| entry.session.is_usable()) else {
+            return;
+        };
+        let (peer_id, address) = (entry.session.peer_id, entry.session.address.clone());
+        let mut others = self.sessions.values().map(|entry| &entry.session);
+        let straight = others.any(|other| other.peer_id == peer_id && other.path() != Path::Relayed);
+        if !straight && !self.rest.is_on() {
+            self.dial_beside(peer_id, vec![address]);
+        }
     }
 }

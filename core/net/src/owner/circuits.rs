@@ -40,6 +40,8 @@ pub(super) struct Circuits {
     fallbacks: HashMap<PeerId, Vec<Multiaddr>>,
     /// Connections whose other end has identified itself, or had the time to.
     identified: HashSet<ConnectionId>,
+    /// How often holes were punched again for peers that are connected through relays.
+    pub(super) punched: HashMap<PeerId, usize>,
 }
 
 impl Circuits {

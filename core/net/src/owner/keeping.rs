@@ -217,6 +217,10 @@ impl Owner {
         if sessions.len() < 2 {
             return;
         }
+        let newest = sessions.iter().map(|session| session.merit().1).min();
+        for older in sessions.iter().filter(|session| Some(session.merit().1) != newest) {
+            older.doubt();
+        }
         let server = peer.server_name.clone();
         self.later.spawn(async move {
             join_all(sessions.iter().map(|session| session.probe())).await;
@@ -230,7 +234,9 @@ impl Owner {
         let Some(peer) = self.peers.get(server) else { return };
         let local = *self.swarm.local_peer_id();
         let mut kept: HashMap<[u8; 32], PeerId> = HashMap::new();
-        let usable = peer.sessions().into_iter().filter(|session| session.is_usable());
+        let mut usable = peer.sessions();
+        usable.retain(|session| session.is_usable());
+        usable.sort_by_key(|session| session.merit());
         for session in usable {
             let Some(verified) = session.verified() else { continue };
             let node = *verified.node_key.as_bytes();

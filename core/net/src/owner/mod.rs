@@ -107,6 +107,8 @@ enum Later {
     Circuit(ConnectionId),
     /// This relay was not reached over QUIC yet.
     RelayOverTcp(PeerId),
+    /// This connection through a relay had its time to be replaced by a straight one.
+    PunchAgain(ConnectionId),
     /// The other end of this connection has had time to identify itself.
     Identified(ConnectionId),
     /// Interfaces changed, and no further change came with it.
@@ -304,6 +306,7 @@ impl Owner {
             Later::Rested(relay) => self.handle_rested(relay),
             Later::Circuit(id) => self.start_circuit(id),
             Later::RelayOverTcp(relay) => self.dial_relay_over_tcp(relay),
+            Later::PunchAgain(id) => self.punch_again(id),
             Later::Identified(id) => self.handle_identified(id),
             Later::NetworkChanged => self.handle_network_changed(),
             Later::LookedAround(look) => self.handle_looked_around(look),
@@ -460,6 +463,7 @@ impl Owner {
         self.review_soon();
         self.watch_visitor(id);
         self.seek_straight_path(&session, &peer);
+        self.punch_again_later(&session);
         self.check_all(&peer);
     }
 
@@ -471,6 +475,7 @@ impl Owner {
         let Some(peer) = entry.peer else { return };
         let let_go = entry.session.is_let_go();
         if self.peers.remove(&peer, id, let_go) {
+            self.circuits.punched.remove(&entry.session.peer_id);
             self.handle_parted(&peer.server_name, let_go);
         }
         self.note_quiet();

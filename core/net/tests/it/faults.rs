@@ -103,6 +103,31 @@ async fn a_path_that_dies_while_idle_is_noticed_by_the_keep_alive() {
     }
 }
 
+/// A phone that went from one network to another is answered there, not where it was.
+#[tokio::test]
+async fn a_peer_that_comes_another_way_is_spoken_to_there() {
+    let alice = Setup::new().listen(&[TCP]).start().await;
+    let mut setup = Setup::new().listen(&[QUIC]);
+    setup.timing = Timing {
+        active_ping: Duration::from_millis(100),
+        active_ping_timeout: Duration::from_millis(200),
+        ..quick()
+    };
+    let bob = setup.start().await;
+    let wire = Wire::to(&bob.net.listen_addrs()[0]).await;
+    learn_through(&alice, &bob, &wire).await;
+    alice.get(&bob, "/").await.unwrap();
+    wire.cut();
+    bob.learn(&alice).await;
+    // Alice has not noticed yet, and QUIC would be the better of the two.
+    let moved = connections(
+        &alice,
+        |peers| matches!(&peers[0].connections[..], [first, second] if !first.dialled && second.dialled),
+    );
+    let (answer, ()) = tokio::join!(bob.get(&alice, "/back"), moved);
+    assert_eq!(answer.unwrap().body(), &bob.expected("/back"));
+}
+
 #[tokio::test]
 async fn a_slow_answer_times_out_and_the_connection_stays() {
     let alice = Setup::new().start().await;

@@ -124,6 +124,24 @@ async fn a_straight_path_replaces_the_relayed_one() {
     );
 }
 
+#[tokio::test]
+async fn a_relayed_path_that_stays_is_made_once_more_to_punch_holes_again() {
+    let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = relay.addrs();
+    let bob = setup.start().await;
+    let alice = Setup::new().listen(&[]).start().await;
+    learn_circuits(&alice, &bob).await;
+    alice.get(&bob, "/").await.unwrap();
+    // The new one is there before the old one goes.
+    connections(&alice, |peers| peers[0].connections.len() == 2).await;
+    connections(&alice, |peers| peers[0].connections.len() == 1).await;
+    assert_eq!(
+        alice.get(&bob, "/again").await.unwrap().body(),
+        &alice.expected("/again")
+    );
+}
+
 /// The relays at which `addresses` name a place.
 fn places(addresses: &[Multiaddr]) -> HashSet<PeerId> {
     let circuits = addresses.iter().filter(|address| is_circuit(address));
