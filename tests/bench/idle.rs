@@ -110,7 +110,8 @@ pub(crate) async fn measure() -> Table {
     });
     let contacts: Vec<(Node, Client)> = contacts.buffered(AT_ONCE).collect().await;
     let tickets: Vec<String> = contacts.iter().map(|(node, _)| node.ready.ticket.clone()).collect();
-    memory(&mut table, start(hosts[4], "desktop", Vec::new()).await, &tickets).await;
+    let nodes: Vec<&Node> = contacts.iter().map(|(node, _)| node).collect();
+    memory(&mut table, start(hosts[4], "desktop", Vec::new()).await, &nodes).await;
 
     let clients: Vec<&Client> = contacts.iter().map(|(_, client)| client).collect();
     // All that silence leaves of a phone's connections in the end are its places at relays, unless it is in large rooms: as with a phone
@@ -121,10 +122,12 @@ pub(crate) async fn measure() -> Table {
         (start(hosts[2], "phone", Vec::new()).await, hosts[2]),
         (start(hosts[3], "desktop", tickets.clone()).await, hosts[3]),
     ];
-    for (index, least, rooms) in [(0, 0, SMALL_ROOMS), (1, 0, ROOMS), (3, CONTACTS, ROOMS)] {
-        settle(&measured[index].0, least).await;
-        talk(&measured[index].0, &clients, rooms).await;
-    }
+    let rooms = [SMALL_ROOMS, ROOMS, &[], ROOMS];
+    let talks = measured.iter().zip(rooms).map(|((node, _), rooms)| async {
+        settle(node, 0).await;
+        talk(node, &clients, rooms).await;
+    });
+    join_all(talks).await;
     // What was said last is remembered; after a start, no connection lingers because of it.
     for index in [0, 1, 3] {
         assert!(measured[index].0.stop().await.success());
@@ -233,15 +236,17 @@ async fn connected(node: &Node) -> usize {
     status["peers"].as_array().map_or(0, Vec::len)
 }
 
-/// What a connection takes of a node that does nothing else.
-async fn memory(table: &mut Table, node: Node, tickets: &[String]) {
+/// What a connection takes of a node that does nothing else. The contacts know it too, or they would let it go.
+async fn memory(table: &mut Table, node: Node, contacts: &[&Node]) {
     sleep(Duration::from_secs(5)).await;
     let before = resident_mb(node.pid());
-    for ticket in tickets {
-        let (done, _, error) = node.kith(&["peer", "add", ticket], "").await;
-        assert!(done.success(), "{error}");
+    for contact in contacts {
+        for (one, other) in [(*contact, &node), (&node, *contact)] {
+            let (done, _, error) = one.kith(&["peer", "add", &other.ready.ticket], "").await;
+            assert!(done.success(), "{error}");
+        }
     }
-    let count = settle(&node, tickets.len()).await;
+    let count = settle(&node, contacts.len()).await;
     let each = (resident_mb(node.pid()) - before) * 1e3 / count as f64;
     table.row(["memory of each of 50 connections", "", "", "", &format!("{each:.0} KB")]);
 }

@@ -149,13 +149,7 @@ impl Node {
             if let Some(found) = found {
                 net.add_addresses(&server, found.peer_id, &found.addresses).await;
             }
-            let dialled = server.clone();
-            tokio::spawn(async move {
-                if let Err(error) = net.connect(&dialled).await {
-                    tracing::info!(%error, "a new contact is not reached yet; trying again");
-                    net.dial_contact(&dialled).await;
-                }
-            });
+            net.dial_contact(&server).await;
         }
         Ok(server)
     }

@@ -51,6 +51,12 @@ impl Keeping {
         self.order = contacts.to_vec();
     }
 
+    /// A contact is new, and nothing is more important now.
+    pub(super) fn put_first(&mut self, contact: &OwnedServerName) {
+        self.order.retain(|known| known != contact);
+        self.order.insert(0, contact.clone());
+    }
+
     /// A server is connected.
     pub(super) fn note_met(&mut self, server: &ServerName) {
         self.let_go.remove(server);

@@ -105,6 +105,7 @@ impl Owner {
     /// Dials one contact, and again with growing pauses while it is not reached.
     pub(super) fn dial_contact(&mut self, server: OwnedServerName) {
         self.contacts.insert(server.clone());
+        self.keeping.put_first(&server);
         self.insist_on(&server);
         self.connect(server, None);
     }
