@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::{Table, percentile, sorted};
 
 const MIB: usize = 1 << 20;
-const FILE: usize = 64 * MIB;
-const FILES: usize = 5;
+const FILE: usize = 32 * MIB;
+const FILES: usize = 3;
 
 /// A relay's settings without the limits that stand in the way here.
 const UNLIMITED: &str = "[limits]\ncircuit_mib = 1000000\n";
@@ -18,10 +18,10 @@ const UNLIMITED: &str = "[limits]\ncircuit_mib = 1000000\n";
 /// Measures and tabulates.
 pub(crate) async fn measure() -> Table {
     let mut table = Table::new(
-        "A file of 64 MiB from another node, loopback",
-        &["path", "MiB/s, median of 5", "slowest"],
+        "A file of 32 MiB from another node, loopback",
+        &["path", "MiB/s, median of 3", "slowest"],
     );
-    let rates = fetch(&Node::start_connected(2).await, "direct").await;
+    let rates = fetch(&Node::start_connected(2).await, "lan").await;
     row(&mut table, "direct (QUIC)", &rates);
     let relay = Relay::start_with(UNLIMITED).await;
     let rates = fetch(&behind(&relay).await, "relayed").await;
