@@ -203,8 +203,8 @@ pub(crate) fn decode_said(coded: Bytes, max: usize, said: &Said) -> Result<Optio
     }
 }
 
-/// A body as it was before [`encode_request`] or [`encode_answer`] compressed it. Decodes a piece when it is asked for one; how many there may be is for the reader
-/// to bound.
+/// A body as it was before [`encode_request`] or [`encode_answer`] compressed it. Decodes a piece when it is asked for one; how
+/// many there may be is for the reader to bound.
 pub(crate) struct Decoded<B> {
     body: B,
     coded: bool,
