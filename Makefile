@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: run test bench fuzz sim setup-run setup-test
+.PHONY: run test bench fuzz sim sim-dht setup-run setup-test
 
 run: setup-run
 	$(CARGO) run --release -p kith
@@ -26,6 +26,11 @@ NODES ?= 10
 VARIANT ?= ordinary
 sim:
 	$(CARGO) test -p kith-tests --test sim -- $(if $(SEED),--seed $(SEED) --trace,--first $(FIRST) --seeds $(SEEDS)) --nodes $(NODES) --variant $(VARIANT)
+
+# The DHT with SERVERS servers under virtual time: libp2p with its clock replaced, built for that.
+SERVERS ?= 1000
+sim-dht:
+	KITH_DHT_SERVERS=$(SERVERS) tests/virtual/run.sh dht::simulation --nocapture
 
 # Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`. Without a sanitizer: no
 # crate of ours has unsafe code, and what is looked for are panics, endless loops and memory without bounds.

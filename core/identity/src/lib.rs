@@ -28,8 +28,8 @@ pub use name::{IdentityPublicKey, NameError};
 pub use phrase::{PhraseError, RecoveryPhrase};
 pub use qr::{QrError, qr_png, qr_svg, qr_text};
 pub use record::{
-    AddressRecord, Certificate, Day, DhtKey, Mailbox, Record, RecordError, RecordKey, RecordKind, RecordRank,
-    RecordSigner, RecordSlot, SealedRecord, Whereabouts,
+    AddressRecord, Certificate, Day, DhtKey, Mailbox, Record, RecordError, RecordKey, RecordKind, RecordLifetime,
+    RecordRank, RecordSigner, RecordSlot, SealedRecord, Whereabouts,
 };
 pub use ticket::{Ticket, TicketError};
 pub use topic::{TopicError, TopicKey, TopicName, TopicSecret};

@@ -37,6 +37,11 @@ use crate::{peers::lock, swarm};
 /// What arrives at one address.
 type Arrivals = mpsc::Sender<(End, Ipv4Addr)>;
 
+/// Whether libp2p goes by tokio's clock too, so that all of a world's time may be virtual: `tests/virtual/run.sh` says so.
+pub(crate) fn time_is_virtual() -> bool {
+    std::env::var_os("KITH_VIRTUAL_TIME").is_some()
+}
+
 /// How long things take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Delays {
@@ -64,6 +69,16 @@ struct Traffic {
     watched: Vec<u8>,
     /// How often each machine sent it.
     copies: HashMap<Ipv4Addr, usize>,
+    machines: HashMap<Ipv4Addr, Carried>,
+}
+
+/// What a machine cost itself so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Carried {
+    /// Connections that it made and that came up.
+    pub(crate) connections: usize,
+    /// Bytes that it sent and received, without what a transport adds.
+    pub(crate) bytes: usize,
 }
 
 /// A machine's address on the wires.
@@ -119,9 +134,17 @@ impl Internet {
         lock(&self.traffic).bytes
     }
 
-    fn count(&self, from: Ipv4Addr, bytes: &[u8]) {
+    /// What a machine made and carried so far.
+    pub(crate) fn carried(&self, machine: Ipv4Addr) -> Carried {
+        lock(&self.traffic).machines.get(&machine).copied().unwrap_or_default()
+    }
+
+    fn count(&self, from: Ipv4Addr, to: Ipv4Addr, bytes: &[u8]) {
         let mut traffic = lock(&self.traffic);
         traffic.bytes += bytes.len();
+        for machine in [from, to] {
+            traffic.machines.entry(machine).or_default().bytes += bytes.len();
+        }
         let watched = &traffic.watched;
         if !watched.is_empty() && bytes.windows(watched.len()).any(|window| window == watched) {
             *traffic.copies.entry(from).or_default() += 1;
@@ -131,14 +154,15 @@ impl Internet {
     /// The two ends of a wire; the first is `from`'s.
     fn wire(&self, from: Ipv4Addr, to: Ipv4Addr) -> (End, End) {
         let pipes = [(); 2].map(|()| Arc::<Mutex<Pipe>>::default());
-        let end = |own, incoming: &Arc<Mutex<Pipe>>, outgoing: &Arc<Mutex<Pipe>>| End {
+        let end = |own, other, incoming: &Arc<Mutex<Pipe>>, outgoing: &Arc<Mutex<Pipe>>| End {
             own,
+            other,
             internet: self.clone(),
             incoming: incoming.clone(),
             outgoing: outgoing.clone(),
             arriving: Box::pin(sleep(Duration::ZERO)),
         };
-        (end(from, &pipes[0], &pipes[1]), end(to, &pipes[1], &pipes[0]))
+        (end(from, to, &pipes[0], &pipes[1]), end(to, from, &pipes[1], &pipes[0]))
     }
 }
 
@@ -181,6 +205,7 @@ impl Transport for Wire {
             if let Some(arrivals) = up
                 && arrivals.send((there, own)).await.is_ok()
             {
+                lock(&internet.traffic).machines.entry(own).or_default().connections += 1;
                 return Ok(here);
             }
             sleep(delays.dead.saturating_sub(delays.handshake)).await;
@@ -239,6 +264,7 @@ impl Pipe {
 /// One end of a wire.
 struct End {
     own: Ipv4Addr,
+    other: Ipv4Addr,
     internet: Internet,
     incoming: Arc<Mutex<Pipe>>,
     outgoing: Arc<Mutex<Pipe>>,
@@ -280,7 +306,7 @@ impl AsyncWrite for End {
         if pipe.ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        self.internet.count(self.own, bytes);
+        self.internet.count(self.own, self.other, bytes);
         let arrives = Instant::now() + self.internet.delays.link;
         pipe.pieces.push_back((arrives, bytes.to_vec()));
         pipe.wake();

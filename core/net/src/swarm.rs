@@ -120,12 +120,26 @@ fn dht_server(config: &NetConfig, peer_id: PeerId) -> Option<dht::Server> {
 
 /// QUIC, and TCP beside it, both by name or number.
 pub(crate) fn direct_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
-    with_names(|| numbered_transport(keypair, timing))
+    with_names(|| numbered_transport(keypair, timing, PacketSizes::Sought))
 }
 
-/// The same, dialling only what the whole world can reach.
-pub(crate) fn global_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
-    with_names(|| Ok(global_only::Transport::new(numbered_transport(keypair, timing)?).boxed()))
+/// The same for connections that are over after a few packets; it may dial only what the whole world can reach.
+pub(crate) fn brief_transport(keypair: &Keypair, timing: &Timing, global: bool) -> Result<BoxedTransport, StartError> {
+    with_names(|| {
+        let numbered = numbered_transport(keypair, timing, PacketSizes::Least)?;
+        Ok(match global {
+            true => global_only::Transport::new(numbered).boxed(),
+            false => numbered,
+        })
+    })
+}
+
+/// Whether QUIC looks for the largest packets that a path carries: some packets of 1,300 to 1,450 bytes each way, which come to
+/// more than all else that a brief connection carries.
+#[derive(Clone, Copy, PartialEq)]
+enum PacketSizes {
+    Sought,
+    Least,
 }
 
 fn with_names(numbered: impl Fn() -> Result<BoxedTransport, StartError>) -> Result<BoxedTransport, StartError> {
@@ -139,7 +153,7 @@ fn with_names(numbered: impl Fn() -> Result<BoxedTransport, StartError>) -> Resu
     }
 }
 
-fn numbered_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTransport, StartError> {
+fn numbered_transport(keypair: &Keypair, timing: &Timing, sizes: PacketSizes) -> Result<BoxedTransport, StartError> {
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(keypair).map_err(setup)?)
@@ -152,6 +166,9 @@ fn numbered_transport(keypair: &Keypair, timing: &Timing) -> Result<BoxedTranspo
     config.max_concurrent_stream_limit = MAX_STREAMS;
     config.max_stream_data = STREAM_WINDOW;
     config.max_connection_data = CONNECTION_WINDOW;
+    if sizes == PacketSizes::Least {
+        config = config.disable_path_mtu_discovery();
+    }
     let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     let either = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
     // A relayed dial takes two handshakes.

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_identity::{AddressRecord, Day, KeyDocument, Record, RecordError, SealedRecord, Whereabouts};
+use kith_identity::{AddressRecord, Day, KeyDocument, Record, RecordError, RecordLifetime, SealedRecord, Whereabouts};
 use kith_net::{Net, PublishError};
 use ruma::MilliSecondsSinceUnixEpoch;
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{Node, keystore::KeystoreError};
 
-/// Records hold for two hours. They are published again when this is left of that, so that there is time to try twice.
+/// Records are published again when this is left of their time, so that there is time to try twice.
 const BEFORE_END: Duration = Duration::from_secs(20 * 60);
 
 /// At the start, for relays to give a place.
@@ -106,7 +106,8 @@ async fn due(node: &Node, published: &Published, pause: Option<Duration>) {
         return sleep(pause).await;
     }
     loop {
-        match published.lasts(node.inner.homeserver.context.world.now()) {
+        let context = &node.inner.homeserver.context;
+        match published.lasts(context.world.now(), context.config.dht.lifetime) {
             None => return,
             Some(left) => sleep(left.min(LONGEST_NAP)).await,
         }
@@ -115,10 +116,10 @@ async fn due(node: &Node, published: &Published, pause: Option<Duration>) {
 
 impl Published {
     /// For how long nothing need be published again.
-    fn lasts(&self, now: MilliSecondsSinceUnixEpoch) -> Option<Duration> {
+    fn lasts(&self, now: MilliSecondsSinceUnixEpoch, lifetime: RecordLifetime) -> Option<Duration> {
         let left = self.ends.checked_sub(now.0.into())?;
         // Longer than a record holds: the clock was set back, and others take its time for right now.
-        if left > SealedRecord::LIFETIME_MS {
+        if left > lifetime.as_millis() {
             return None;
         }
         Duration::from_millis(left)
@@ -145,18 +146,19 @@ async fn publish(node: &Node, net: &Net, published: &mut Published) -> Result<()
     let document = context.key_document();
     let whereabouts = net.whereabouts();
     let now = context.world.now();
-    let ends_soon = published.lasts(now).is_none();
+    let lifetime = context.config.dht.lifetime;
+    let ends_soon = published.lasts(now, lifetime).is_none();
     let same_document = !ends_soon && published.document == Some(document.version());
     let same_whereabouts = same_document && published.whereabouts.as_ref() == Some(&whereabouts);
     let mut records = Vec::new();
     // Addresses first: whoever was here before holds the key document already.
     let reachable = !whereabouts.addrs.is_empty() || !whereabouts.relays.is_empty();
     if reachable && !same_whereabouts {
-        let record = AddressRecord::sign(whereabouts.clone(), &document, &context.node_key, now)?;
+        let record = AddressRecord::sign_for(lifetime, whereabouts.clone(), &document, &context.node_key, now)?;
         records.push(Record::Address(record));
     }
     if !same_document {
-        records.push(Record::keys(KeyDocument::clone(&document), now));
+        records.push(Record::keys_for(lifetime, KeyDocument::clone(&document), now));
     }
     let inner = &node.inner;
     let keys = inner
@@ -193,23 +195,28 @@ mod tests {
     fn records_are_published_again_before_they_end() {
         const MINUTE: u64 = 60 * 1000;
         let now = MilliSecondsSinceUnixEpoch(UInt::new_saturating(1_790_000_000_000));
-        // (minutes until the end of what was published, minutes for which nothing is due)
+        let (short, long) = (RecordLifetime::Short, RecordLifetime::Long);
+        // (their lifetime, minutes until the end of what was published, minutes for which nothing is due)
         let cases = [
-            (0, None),
-            (20, None),
-            (21, Some(1)),
-            (120, Some(100)),
-            (121, None),
-            (100_000, None),
+            (short, 0, None),
+            (short, 20, None),
+            (short, 21, Some(1)),
+            (short, 120, Some(100)),
+            (short, 121, None),
+            (short, 100_000, None),
+            (long, 20, None),
+            (long, 121, Some(101)),
+            (long, 360, Some(340)),
+            (long, 361, None),
         ];
-        for (ends, lasts) in cases {
+        for (lifetime, ends, lasts) in cases {
             let published = Published {
                 ends: u64::from(now.0) + ends * MINUTE,
                 ..Published::default()
             };
             let lasts = lasts.map(|minutes| Duration::from_millis(minutes * MINUTE));
-            assert_eq!(published.lasts(now), lasts, "{ends}");
+            assert_eq!(published.lasts(now, lifetime), lasts, "{ends}");
         }
-        assert_eq!(Published::default().lasts(now), None);
+        assert_eq!(Published::default().lasts(now, short), None);
     }
 }

@@ -5,7 +5,7 @@ use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerSigningKeyId, UInt};
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf, Bytes};
 
-use super::{RecordError, SealedRecord};
+use super::{RecordError, RecordLifetime, SealedRecord};
 use crate::{
     IdentityPublicKey, KeyDocument, KeyStatus, NodeKey, PublicKey,
     cbor::{self, CborError},
@@ -105,9 +105,20 @@ impl AddressRecord {
         node: &NodeKey,
         now: MilliSecondsSinceUnixEpoch,
     ) -> Result<Self, RecordError> {
+        Self::sign_for(RecordLifetime::Short, whereabouts, document, node, now)
+    }
+
+    /// Signs a node's whereabouts from now on.
+    pub fn sign_for(
+        lifetime: RecordLifetime,
+        whereabouts: Whereabouts,
+        document: &KeyDocument,
+        node: &NodeKey,
+        now: MilliSecondsSinceUnixEpoch,
+    ) -> Result<Self, RecordError> {
         let mut record = Self {
             seq: now.0.into(),
-            expires: expiry(now),
+            expires: expiry(now, lifetime),
             whereabouts,
             node_key: node.public().signing,
             document_version: document.version(),
@@ -252,8 +263,8 @@ impl Mailbox {
 }
 
 /// When a record that is made now ends: in two hours, cut to the minute.
-pub(super) fn expiry(now: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
-    let exact = u64::from(now.0).saturating_add(SealedRecord::LIFETIME_MS);
+pub(super) fn expiry(now: MilliSecondsSinceUnixEpoch, lifetime: RecordLifetime) -> MilliSecondsSinceUnixEpoch {
+    let exact = u64::from(now.0).saturating_add(lifetime.as_millis());
     MilliSecondsSinceUnixEpoch(UInt::new_saturating(exact - exact % EXPIRY_STEP_MS))
 }
 

@@ -70,7 +70,7 @@ pub enum RecordError {
     /// It is past its expiry.
     #[error("the record has expired")]
     Expired,
-    /// It claims to hold for longer than [`SealedRecord::LIFETIME_MS`] and the clock tolerance.
+    /// It claims to hold for longer than [`SealedRecord::MAX_LIFETIME_MS`] and the clock tolerance.
     #[error("the record's expiry is too far in the future")]
     TooFarAhead,
     /// Its sequence number is above what its certificate allows.
@@ -110,6 +110,25 @@ pub enum RecordError {
     UnknownNode,
 }
 
+/// For how long a record holds, if it is not published again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordLifetime {
+    /// Two hours.
+    Short,
+    /// Six hours: for nodes to which each publication is dear. One whose addresses change publishes at once all the same.
+    Long,
+}
+
+impl RecordLifetime {
+    /// In milliseconds.
+    pub const fn as_millis(self) -> u64 {
+        match self {
+            Self::Short => SealedRecord::LIFETIME_MS,
+            Self::Long => SealedRecord::MAX_LIFETIME_MS,
+        }
+    }
+}
+
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -127,9 +146,14 @@ pub enum Record {
 impl Record {
     /// A key document, to be found for the next two hours.
     pub fn keys(document: KeyDocument, now: MilliSecondsSinceUnixEpoch) -> Self {
+        Self::keys_for(RecordLifetime::Short, document, now)
+    }
+
+    /// A key document, to be found from now on.
+    pub fn keys_for(lifetime: RecordLifetime, document: KeyDocument, now: MilliSecondsSinceUnixEpoch) -> Self {
         Self::Keys {
             document,
-            expires: address::expiry(now),
+            expires: address::expiry(now, lifetime),
         }
     }
 
@@ -228,8 +252,11 @@ impl SealedRecord {
     /// Bytes of a record's content at the most.
     pub const MAX_CONTENT: usize = Self::MAX_BYTES - ENVELOPE - NONCE - TAG - LENGTH;
 
-    /// For how long a record holds; publish again well before.
+    /// For how long a record holds, as most do; publish again well before.
     pub const LIFETIME_MS: u64 = 2 * 60 * 60 * 1000;
+
+    /// For how long a record may hold.
+    pub const MAX_LIFETIME_MS: u64 = 6 * 60 * 60 * 1000;
 
     /// How far a publisher's clock may be from a storer's: one day, as in a hello.
     pub const CLOCK_TOLERANCE_MS: u64 = Hello::CLOCK_TOLERANCE_MS;
@@ -315,7 +342,7 @@ impl SealedRecord {
         if expires.saturating_add(Self::CLOCK_TOLERANCE_MS) <= now {
             return Err(RecordError::Expired);
         }
-        if expires > now.saturating_add(Self::LIFETIME_MS + Self::CLOCK_TOLERANCE_MS) {
+        if expires > now.saturating_add(Self::MAX_LIFETIME_MS + Self::CLOCK_TOLERANCE_MS) {
             return Err(RecordError::TooFarAhead);
         }
         if self.seq > self.certificate.max_seq {
@@ -342,11 +369,15 @@ impl SealedRecord {
         self.certificate.blinded_key == held.certificate.blinded_key && self.rank() > held.rank()
     }
 
-    /// Until when a storer keeps a record that it got at `received`, in its own time: for one lifetime, however wrong
-    /// the publisher's clock is, and never past [`SealedRecord::refused_from`].
+    /// Until when a storer keeps a record that it got at `received`, in its own time: until the record's expiry, but for two
+    /// hours at the least and six at the most, however wrong the publisher's clock is, and never past
+    /// [`SealedRecord::refused_from`].
     pub fn kept_until(&self, received: MilliSecondsSinceUnixEpoch) -> MilliSecondsSinceUnixEpoch {
-        let lifetime = UInt::new_saturating(Self::LIFETIME_MS);
-        let ends = received.0.saturating_add(lifetime);
+        let after = |lifetime: RecordLifetime| received.0.saturating_add(UInt::new_saturating(lifetime.as_millis()));
+        let ends = self
+            .expires
+            .0
+            .clamp(after(RecordLifetime::Short), after(RecordLifetime::Long));
         MilliSecondsSinceUnixEpoch(ends.min(self.refused_from().0))
     }
 

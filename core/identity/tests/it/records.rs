@@ -8,7 +8,7 @@ use std::{
 use ciborium::Value;
 use kith_identity::{
     AddressRecord, Certificate, Day, DhtKey, KeyDocument, Mailbox, Record, RecordError, RecordKey, RecordKind,
-    RecordSigner, RecordSlot, SealedRecord, Whereabouts,
+    RecordLifetime, RecordSigner, RecordSlot, SealedRecord, Whereabouts,
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -260,6 +260,9 @@ fn sizes_tell_one_of_three() {
     assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [1022, 2046, 4094]);
 }
 
+/// By how much some records may hold longer than others.
+const LONGER: u64 = SealedRecord::MAX_LIFETIME_MS - SealedRecord::LIFETIME_MS;
+
 #[test]
 fn a_record_holds_for_its_time_and_the_clock_tolerance() {
     // Noon, so that the day's own borders are half a day away.
@@ -276,7 +279,8 @@ fn a_record_holds_for_its_time_and_the_clock_tolerance() {
         (noon + DAY + DAY / 2 - 1, "expired"),
         (noon + DAY + DAY / 2, "another day"),
         (noon - DAY, "ok"),
-        (noon - DAY - 1, "too far ahead"),
+        (noon - DAY - LONGER, "ok"),
+        (noon - DAY - LONGER - 1, "too far ahead"),
         (noon - DAY - DAY / 2, "too far ahead"),
         (noon - DAY - DAY / 2 - 1, "another day"),
     ];
@@ -357,7 +361,7 @@ fn the_newer_record_wins_and_a_replay_never_does() {
 }
 
 #[test]
-fn a_storer_keeps_a_record_for_one_lifetime_at_the_most() {
+fn a_storer_keeps_a_record_until_it_ends_and_for_the_longest_lifetime_at_the_most() {
     let morning = u64::from(today().begins().0);
     // A record of the morning ends a day after its expiry; one of the evening with the day after its own.
     for (made, ends) in [
@@ -368,12 +372,44 @@ fn a_storer_keeps_a_record_for_one_lifetime_at_the_most() {
         assert_eq!(sealed.refused_from(), at(ends), "made at {made}");
         let cases = [
             (made, made + SealedRecord::LIFETIME_MS),
-            (made - DAY, made - DAY + SealedRecord::LIFETIME_MS),
+            // The publisher's clock is slow, or the record is repeated: what ended is kept no longer than what begins.
+            (made + 60_000, made + 60_000 + SealedRecord::LIFETIME_MS),
+            // It is fast.
+            (made - LONGER, made + SealedRecord::LIFETIME_MS),
+            (made - DAY, made - DAY + SealedRecord::MAX_LIFETIME_MS),
             (ends - 1, ends),
             (ends + 5, ends),
         ];
         for (received, expected) in cases {
             assert_eq!(sealed.kept_until(at(received)), at(expected), "received at {received}");
+        }
+    }
+}
+
+#[test]
+fn a_record_may_hold_longer() {
+    let noon = u64::from(today().begins().0) + DAY / 2;
+    let long = RecordLifetime::Long;
+    let address = AddressRecord::sign_for(long, whereabouts(), &document(1, 2), &node(2), at(noon)).unwrap();
+    for record in [
+        Record::Address(address),
+        Record::keys_for(long, document(1, 2), at(noon)),
+    ] {
+        let end = noon + SealedRecord::MAX_LIFETIME_MS;
+        assert_eq!(record.expires(), at(end));
+        let bytes = seal(1, &record, today());
+        let sealed = store(&bytes, &slot_of(1, &record, today()).dht_key(), noon).unwrap();
+        for (received, kept_until) in [
+            (noon, end),
+            (noon - 1, end - 1),
+            (end - SealedRecord::LIFETIME_MS, end),
+            (end, end + SealedRecord::LIFETIME_MS),
+        ] {
+            assert_eq!(
+                sealed.kept_until(at(received)),
+                at(kept_until),
+                "received at {received}"
+            );
         }
     }
 }

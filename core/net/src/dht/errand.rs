@@ -20,9 +20,6 @@ use crate::{
     swarm::{self, BoxedTransport},
 };
 
-/// Paths that a query takes side by side. They share no server, so that it fails only when each meets a hostile one.
-const PATHS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(5);
-
 /// For one server to answer one question.
 const ANSWER: Duration = Duration::from_secs(3);
 
@@ -50,8 +47,14 @@ pub(crate) struct Errand {
 }
 
 impl Errand {
-    /// An errand that begins at these servers.
-    pub(crate) fn new(carrier: &Carrier, timing: &Timing, servers: &[PeerAddresses]) -> Result<Self, StartError> {
+    /// An errand that begins at these servers. Its queries take some paths side by side, which share no server, so that they fail
+    /// only when each meets hostile ones.
+    pub(crate) fn new(
+        carrier: &Carrier,
+        timing: &Timing,
+        servers: &[PeerAddresses],
+        paths: NonZeroUsize,
+    ) -> Result<Self, StartError> {
         let keypair = Keypair::generate_ed25519();
         let peer_id = keypair.public().to_peer_id();
         // Whoever begins in the wide world is not sent around in the local network by those it meets.
@@ -59,7 +62,7 @@ impl Errand {
         let global = !addresses.any(crate::address::is_lan);
         let mut settings = settings();
         settings
-            .set_parallelism(PATHS)
+            .set_parallelism(paths)
             .disjoint_query_paths(true)
             .set_query_timeout(QUERY)
             .set_substreams_timeout(ANSWER)
@@ -128,10 +131,21 @@ impl Errand {
     }
 
     /// Finds the servers nearest to a key, and gives them a record. Says who took it, or seemed to.
-    pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Vec<PeerId> {
+    pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Vec<PeerAddresses> {
+        let nearest = self.nearest(key, replicas).await;
+        for server in &nearest {
+            // Kademlia forgets with its query where peers are; connections may have ended meanwhile.
+            let again = DialOpts::peer_id(server.peer_id).addresses(server.addresses.clone());
+            // It is connected, or being dialled: all the better.
+            let _ = self.swarm.dial(again.build());
+        }
+        self.give(key, value, nearest).await
+    }
+
+    async fn nearest(&mut self, key: DhtKey, count: NonZeroUsize) -> Vec<PeerAddresses> {
         let kad = self.swarm.behaviour_mut();
-        let nearest = kad.get_n_closest_peers(key.as_bytes().to_vec(), replicas);
-        let peers = loop {
+        let nearest = kad.get_n_closest_peers(key.as_bytes().to_vec(), count);
+        let found = loop {
             match self.progress().await {
                 Some((id, QueryResult::GetClosestPeers(Ok(found)), _)) if id == nearest => break found.peers,
                 Some((id, QueryResult::GetClosestPeers(Err(error)), _)) if id == nearest => {
@@ -141,29 +155,31 @@ impl Errand {
                 _ => {}
             }
         };
-        if peers.is_empty() {
-            return Vec::new();
+        let found = found.into_iter().map(|peer| PeerAddresses {
+            peer_id: peer.peer_id,
+            addresses: peer.addrs,
+        });
+        found.collect()
+    }
+
+    /// Gives a record to servers, each connected or among those that the errand began with. Says who took it, or seemed to.
+    pub(crate) async fn give(&mut self, key: DhtKey, value: Vec<u8>, to: Vec<PeerAddresses>) -> Vec<PeerAddresses> {
+        if to.is_empty() {
+            return to;
         }
-        for peer in &peers {
-            // Kademlia forgets with its query where peers are; connections may have ended meanwhile.
-            let again = DialOpts::peer_id(peer.peer_id).addresses(peer.addrs.clone()).build();
-            // It is connected, or being dialled: all the better.
-            let _ = self.swarm.dial(again);
-        }
-        let peers: Vec<PeerId> = peers.into_iter().map(|peer| peer.peer_id).collect();
         // Without a publisher: `put_record` would write this errand's PeerId into what servers keep.
         let record = kad::Record::new(RecordKey::new(key.as_bytes()), value);
+        let peers: Vec<_> = to.iter().map(|server| server.peer_id).collect();
         let kad = self.swarm.behaviour_mut();
-        let put = kad.put_record_to(record, peers.iter().copied(), kad::Quorum::All);
+        let put = kad.put_record_to(record, peers.into_iter(), kad::Quorum::All);
         loop {
             match self.progress().await {
-                Some((id, QueryResult::PutRecord(outcome), _)) if id == put => {
-                    return match outcome {
-                        Ok(_) => peers,
-                        Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }) => {
-                            success
-                        }
-                    };
+                Some((id, QueryResult::PutRecord(Ok(_)), _)) if id == put => return to,
+                Some((id, QueryResult::PutRecord(Err(error)), _)) if id == put => {
+                    let (PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }) =
+                        error;
+                    let took = to.into_iter().filter(|server| success.contains(&server.peer_id));
+                    return took.collect();
                 }
                 _ => {}
             }

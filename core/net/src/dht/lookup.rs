@@ -1,10 +1,7 @@
 //! Finds a server's key document and its nodes' addresses in the DHT. Each record is checked and opened before anything
 //! follows from it; a forged one neither counts nor ends the search.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{cmp::Ordering, collections::HashMap, time::Duration};
 
 use kith_identity::{
     AddressRecord, Day, DhtKey, IdentityPublicKey, KeyDocument, Record, RecordError, RecordKind, RecordSlot,
@@ -19,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dht, ERRAND,
+    Dht, ERRAND, PATHS,
     errand::{Errand, Given},
 };
 use crate::{
@@ -29,6 +26,10 @@ use crate::{
 
 /// Records of the neighbouring days are asked for after this, or when today's are not there: few clocks are wrong.
 const HEAD_START: Duration = Duration::from_millis(700);
+
+/// A record is taken for the newest when this many servers gave it and none a newer one: a hostile server may keep an older
+/// one of the same day, which is as true as the newest but for being old. What is found is used at once all the same.
+const AGREEING: usize = 3;
 
 /// Nodes of one server that are looked for.
 const MAX_NODES: usize = 8;
@@ -58,7 +59,7 @@ impl Dht {
             );
             None
         });
-        let errand = match self.errand(&servers) {
+        let errand = match self.errand(&servers, PATHS) {
             Ok(errand) => errand,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the DHT cannot be asked");
@@ -75,7 +76,6 @@ impl Dht {
             slots: HashMap::new(),
             waiting: Vec::new(),
             newest: HashMap::new(),
-            settled: HashSet::new(),
         };
         // What was found until now stays found.
         let searched = timeout(ERRAND, lookup.run(server, found));
@@ -98,10 +98,25 @@ struct Lookup<'a> {
     slots: HashMap<DhtKey, RecordSlot>,
     /// Addresses that name a newer key document than is known.
     waiting: Vec<AddressRecord>,
-    /// The newest addresses of each node.
-    newest: HashMap<OwnedServerSigningKeyId, u64>,
-    /// The kinds of which a fresh record was found.
-    settled: HashSet<RecordKind>,
+    /// Of each kind the newest record that was found.
+    newest: HashMap<RecordKind, Newest>,
+}
+
+/// The newest record of a kind, as far as it is known.
+#[derive(Default)]
+struct Newest {
+    seq: u64,
+    /// How many servers gave it.
+    servers: usize,
+    /// Whether it has not expired, in one of its publications. One that has may be what a server gives in place of a newer one, or
+    /// its publisher's clock is wrong.
+    fresh: bool,
+}
+
+impl Newest {
+    fn is_settled(&self) -> bool {
+        self.fresh && self.servers >= AGREEING
+    }
 }
 
 impl Lookup<'_> {
@@ -119,14 +134,14 @@ impl Lookup<'_> {
                         if !news.1.is_empty() && found.send(news).await.is_err() {
                             return;
                         }
-                        if self.is_complete() {
+                        if self.all(Newest::is_settled) {
                             return;
                         }
                     }
-                    None if one_day => self.widen(),
+                    None if one_day && !self.all(|newest| newest.fresh) => self.widen(),
                     None => return,
                 },
-                () = sleep_until(head_start), if one_day => self.widen(),
+                () = sleep_until(head_start), if one_day && !self.all(|newest| newest.fresh) => self.widen(),
             }
         }
     }
@@ -159,33 +174,24 @@ impl Lookup<'_> {
         }
     }
 
-    /// Addresses of every node that there is are found.
-    fn is_complete(&self) -> bool {
-        let found = |id: &OwnedServerSigningKeyId| self.settled.contains(&RecordKind::Address(id.clone()));
+    /// Whether something is so of the newest addresses of every node that there is.
+    fn all(&self, is_so: impl Fn(&Newest) -> bool) -> bool {
+        let of_node = |id: &OwnedServerSigningKeyId| self.newest.get(&RecordKind::Address(id.clone()));
         let document = self.document.as_ref();
-        document.is_some_and(|document| document.nodes().all(|(id, _)| found(id)))
+        document.is_some_and(|document| document.nodes().all(|(id, _)| of_node(id).is_some_and(&is_so)))
     }
 
     async fn handle(&mut self, given: &Given) -> Vec<PeerAddresses> {
         let now = self.dht.0.directory.now();
-        let record = match self.open(given, now) {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::debug!(%error, "a record of the DHT is not good");
-                return Vec::new();
-            }
-        };
-        let fresh = record.expires() > now;
-        match record {
-            Record::Keys { document, .. } => {
-                self.finish_kind(&RecordKind::Keys, fresh);
+        match self.open(given, now) {
+            Ok(Record::Keys { document, expires }) => {
+                self.note(&RecordKind::Keys, document.version(), expires > now);
                 self.learn_document(document).await
             }
-            Record::Address(record) => {
-                let kind = RecordKind::Address(record.key_id());
-                let addresses = self.judge(record);
-                self.finish_kind(&kind, fresh && addresses.is_some());
-                addresses.into_iter().collect()
+            Ok(Record::Address(record)) => self.judge(record, now).into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(%error, "a record of the DHT is not good");
+                Vec::new()
             }
         }
     }
@@ -197,15 +203,26 @@ impl Lookup<'_> {
         sealed.open(slot)
     }
 
-    /// A fresh record is good enough. One that is past its expiry may be what a server gives in place of a newer one, or its
-    /// publisher's clock is wrong: others are asked further.
-    fn finish_kind(&mut self, kind: &RecordKind, fresh: bool) {
-        if fresh && self.settled.insert(kind.clone()) {
+    /// A good record was given. Says whether it is newer than all before. Once it is settled that none is newer, nobody is asked
+    /// for more of its kind.
+    fn note(&mut self, kind: &RecordKind, seq: u64, fresh: bool) -> bool {
+        let newest = self.newest.entry(kind.clone()).or_default();
+        match seq.cmp(&newest.seq) {
+            Ordering::Less => return false,
+            Ordering::Equal => {}
+            Ordering::Greater => *newest = Newest::default(),
+        }
+        newest.seq = seq;
+        newest.servers += 1;
+        newest.fresh |= fresh;
+        let is_new = newest.servers == 1;
+        if newest.is_settled() {
             let slots = self.slots.iter().filter(|(_, slot)| slot.kind() == kind);
             for key in slots.map(|(key, _)| *key).collect::<Vec<_>>() {
                 self.errand.finish(&key);
             }
         }
+        is_new
     }
 
     async fn learn_document(&mut self, document: KeyDocument) -> Vec<PeerAddresses> {
@@ -217,12 +234,16 @@ impl Lookup<'_> {
         }
         self.document = Some(document);
         self.seek_nodes();
+        let now = self.dht.0.directory.now();
         let waiting = std::mem::take(&mut self.waiting);
-        waiting.into_iter().filter_map(|record| self.judge(record)).collect()
+        waiting
+            .into_iter()
+            .filter_map(|record| self.judge(record, now))
+            .collect()
     }
 
     /// The addresses in a record that is a node's of this server, and newer than what was found of it.
-    fn judge(&mut self, record: AddressRecord) -> Option<PeerAddresses> {
+    fn judge(&mut self, record: AddressRecord, now: MilliSecondsSinceUnixEpoch) -> Option<PeerAddresses> {
         let verified = match &self.document {
             Some(document) => record.verify(document),
             None => Err(RecordError::UnknownNode),
@@ -238,11 +259,10 @@ impl Lookup<'_> {
                 return None;
             }
         }
-        let newest = self.newest.entry(record.key_id()).or_default();
-        if record.seq <= *newest {
+        let kind = RecordKind::Address(record.key_id());
+        if !self.note(&kind, record.seq, record.expires > now) {
             return None;
         }
-        *newest = record.seq;
         addresses(&record)
     }
 }

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use kith_identity::{RecordError, SealedRecord};
+use kith_identity::{DhtKey, RecordError, RecordLifetime, SealedRecord};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, kad};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName};
 use tokio::{
@@ -67,6 +67,9 @@ const ERRAND: Duration = Duration::from_secs(60);
 /// For one server's handshake. Errands ask several side by side, and those that are slow are left out.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 
+/// Paths that a lookup takes side by side.
+const PATHS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(5);
+
 /// Servers that are remembered, besides those that were configured.
 const MAX_SERVERS: usize = 48;
 
@@ -78,6 +81,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// Names that were looked up and are remembered.
 const MAX_LOOKED_UP: usize = 1024;
 
+/// A record is given to those who took it last, without looking who is nearest now, for this long after that was looked for.
+/// Whoever looks it up asks the twenty nearest servers, so that these may be some places further away by then.
+const STORERS_STAY: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// Records whose storers are remembered: those of a node, for a day and the one after it.
+const MAX_STORED: usize = 8;
+
 /// What a node does in the DHT.
 #[derive(Debug, Clone)]
 pub struct DhtConfig {
@@ -86,6 +96,10 @@ pub struct DhtConfig {
     pub servers: Vec<Multiaddr>,
     /// How many servers are given each record.
     pub replicas: NonZeroUsize,
+    /// Paths that a publication takes side by side to those servers. Each makes some connections more.
+    pub paths: NonZeroUsize,
+    /// For how long records are to hold that this node makes.
+    pub lifetime: RecordLifetime,
     /// How many errands run at once; others wait.
     pub errands: usize,
     /// Whether to serve others while this node has an address that anyone reaches.
@@ -93,11 +107,13 @@ pub struct DhtConfig {
 }
 
 impl DhtConfig {
-    /// For a phone: serves nobody, and gives its records to few.
+    /// For a phone: serves nobody, and gives its records to few, seldom.
     pub fn phone() -> Self {
         Self {
             servers: Vec::new(),
             replicas: NonZeroUsize::MIN.saturating_add(5),
+            paths: NonZeroUsize::MIN.saturating_add(1),
+            lifetime: RecordLifetime::Long,
             errands: 2,
             serve: None,
         }
@@ -108,6 +124,8 @@ impl DhtConfig {
         Self {
             servers: Vec::new(),
             replicas: NonZeroUsize::MIN.saturating_add(15),
+            paths: PATHS,
+            lifetime: RecordLifetime::Short,
             errands: 8,
             serve: Some(ShelfLimits::default()),
         }
@@ -143,6 +161,21 @@ struct LookedUp {
     pause: Duration,
 }
 
+/// Who took a record.
+#[derive(Clone)]
+struct Stored {
+    servers: Vec<PeerAddresses>,
+    /// When those nearest to its key were looked for.
+    sought: Instant,
+}
+
+impl Stored {
+    /// Whether so few have gone that as few new ones are likely to be nearer: at least two in three took it.
+    fn is_enough(&self, taken: usize) -> bool {
+        taken * 3 >= self.servers.len() * 2
+    }
+}
+
 /// Publishes and looks up. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Dht(Arc<Inner>);
@@ -156,6 +189,7 @@ struct Inner {
     configured: Mutex<Vec<PeerAddresses>>,
     errands: Semaphore,
     looked_up: Mutex<HashMap<OwnedServerName, LookedUp>>,
+    stored: Mutex<HashMap<DhtKey, Stored>>,
 }
 
 impl Dht {
@@ -165,10 +199,7 @@ impl Dht {
             ..timing.clone()
         };
         let own = timing.clone();
-        let carrier: Carrier = Arc::new(move |keypair, global| match global {
-            true => swarm::global_transport(keypair, &own),
-            false => swarm::direct_transport(keypair, &own),
-        });
+        let carrier: Carrier = Arc::new(move |keypair, global| swarm::brief_transport(keypair, &own, global));
         let dht = Self::over(carrier, config, directory, timing);
         dht.set_relays(relays);
         dht
@@ -184,6 +215,7 @@ impl Dht {
             errands: Semaphore::new(config.errands.max(1)),
             config,
             looked_up: Mutex::default(),
+            stored: Mutex::default(),
         }))
     }
 
@@ -193,21 +225,53 @@ impl Dht {
         *lock(&self.0.configured) = servers;
     }
 
-    /// Gives a record to the servers nearest to its key; says how many took it, or seemed to.
+    /// Gives a record to the servers nearest to its key, or to those who took the last one of its slot; says how many took
+    /// it, or seemed to.
     pub(crate) async fn publish(&self, record: &SealedRecord) -> Result<usize, PublishError> {
         let _turn = self.0.errands.acquire().await;
+        let (key, value) = (record.dht_key(), record.encode()?);
+        if let Some(taken) = self.give_again(key, &value).await? {
+            return Ok(taken);
+        }
         let servers = self.servers().await;
         if servers.is_empty() {
             return Err(PublishError::NoServers);
         }
-        let mut errand = self.errand(&servers)?;
-        let put = errand.put(record.dht_key(), record.encode()?, self.0.config.replicas);
-        let taken = timeout(ERRAND, put).await.map_or(0, |taken| taken.len());
+        let sought = Instant::now();
+        let mut errand = self.errand(&servers, self.0.config.paths)?;
+        let put = errand.put(key, value, self.0.config.replicas);
+        let taken = timeout(ERRAND, put).await.unwrap_or_default();
         self.learn(&servers, errand).await;
-        if taken == 0 {
+        if taken.is_empty() {
             return Err(PublishError::NotTaken);
         }
-        Ok(taken)
+        let count = taken.len();
+        self.remember(key, Stored { servers: taken, sought });
+        Ok(count)
+    }
+
+    /// Gives a record to those who took the last one of its slot. Says how many took it, if they are enough.
+    async fn give_again(&self, key: DhtKey, value: &[u8]) -> Result<Option<usize>, StartError> {
+        let stored = lock(&self.0.stored).get(&key).cloned();
+        let Some(stored) = stored.filter(|stored| stored.sought.elapsed() < STORERS_STAY) else {
+            return Ok(None);
+        };
+        let mut errand = self.errand(&stored.servers, PATHS)?;
+        let given = errand.give(key, value.to_vec(), stored.servers.clone());
+        let taken = timeout(ERRAND, given).await.map_or(0, |taken| taken.len());
+        Ok(stored.is_enough(taken).then_some(taken))
+    }
+
+    fn remember(&self, key: DhtKey, taken: Stored) {
+        let mut stored = lock(&self.0.stored);
+        stored.insert(key, taken);
+        while stored.len() > MAX_STORED {
+            let oldest = stored.iter().min_by_key(|(_, stored)| stored.sought);
+            let Some(oldest) = oldest.map(|(key, _)| *key) else {
+                return;
+            };
+            stored.remove(&oldest);
+        }
     }
 
     /// Whether the server may be looked up `now`: it was not a moment ago. If so, it counts as looked up from now on.
@@ -239,8 +303,8 @@ impl Dht {
         lock(&self.0.looked_up).clear();
     }
 
-    fn errand(&self, servers: &[PeerAddresses]) -> Result<Errand, StartError> {
-        Errand::new(&self.0.carrier, &self.0.timing, servers)
+    fn errand(&self, servers: &[PeerAddresses], paths: NonZeroUsize) -> Result<Errand, StartError> {
+        Errand::new(&self.0.carrier, &self.0.timing, servers, paths)
     }
 
     /// The servers to begin with.

@@ -1,5 +1,6 @@
 //! A topic among many nodes in one process: libp2p as it is, over wires in memory on a paused clock. Some followers may be
-//! hostile. Only gossipsub's own heart beats in real time: the tests wait for it before anything is said.
+//! hostile. Only gossipsub's own heart beats in real time: the tests wait for it before anything is said. `tests/virtual/run.sh
+//! topics::simulation` has it go by the paused clock too.
 //!
 //! `KITH_TOPIC_NODES=1000` says how many honest nodes there are, instead of the few that every test run affords.
 
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::{
     Timing,
-    internet::{Delays, Internet, address_of},
+    internet::{Delays, Internet, address_of, time_is_virtual},
     peers::lock,
     swarm,
 };
@@ -271,10 +272,14 @@ impl World {
 
     /// Lets every heart beat once, and says whether all meshes were as they should be before.
     async fn beat(&self) -> bool {
-        // Gossipsub's time is the real one, and virtual time stands still meanwhile.
-        tokio::task::spawn_blocking(|| std::thread::sleep(heart()))
-            .await
-            .unwrap();
+        if time_is_virtual() {
+            sleep(heart()).await;
+        } else {
+            // Gossipsub's time is the real one, and virtual time stands still meanwhile.
+            tokio::task::spawn_blocking(|| std::thread::sleep(heart()))
+                .await
+                .unwrap();
+        }
         let mut meshes = HashMap::new();
         for node in &self.nodes {
             let (reply, answer) = oneshot::channel();

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Dht, DhtConfig, ServerConfig, ShelfLimits, errand::Errand, known_servers};
+use super::{Dht, DhtConfig, PATHS, ServerConfig, ShelfLimits, errand::Errand, known_servers};
 use crate::{
     Directory, DirectoryError, PeerAddresses, PublishError, Timing,
     peers::lock,
@@ -320,16 +320,15 @@ async fn held(server: &Relay, key: kith_identity::DhtKey) -> Option<Vec<u8>> {
 fn errand(servers: &[Multiaddr]) -> Errand {
     let timing = Timing::default();
     let carrier: super::Carrier = Arc::new(|keypair, _| swarm::direct_transport(keypair, &Timing::default()));
-    Errand::new(&carrier, &timing, &known_servers(servers)).unwrap()
+    Errand::new(&carrier, &timing, &known_servers(servers), PATHS).unwrap()
 }
 
 /// Publishes bytes as they are: servers seem to take everything.
 async fn put(server: &Relay, key: kith_identity::DhtKey, value: Vec<u8>) {
     let mut errand = errand(&server.addrs());
-    assert_eq!(
-        soon(errand.put(key, value, std::num::NonZeroUsize::MIN)).await,
-        [server.peer_id()]
-    );
+    let took = soon(errand.put(key, value, std::num::NonZeroUsize::MIN)).await;
+    assert_eq!(took.len(), 1);
+    assert_eq!(took[0].peer_id, server.peer_id());
 }
 
 #[tokio::test]
@@ -401,6 +400,35 @@ async fn servers_that_were_met_replace_those_that_died() {
     time.pass(HOUR);
     assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 2))).await.unwrap(), 5);
     assert_eq!(look_up_all(&dht, &bob.name()).await, [bob.address(2)]);
+}
+
+#[tokio::test]
+async fn a_record_goes_again_to_those_who_took_it_while_most_are_there() {
+    let time = Time::noon();
+    let mut servers = time.servers(3).await;
+    let (dht, known) = time.dht(Vec::new());
+    dht.set_relays(&servers[0].addrs());
+    let mut bob = Bob::new();
+    assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 1))).await.unwrap(), 3);
+    // Whom to ask who is nearest is forgotten.
+    dht.set_relays(&[]);
+    lock(&known.servers).clear();
+    time.pass(1);
+    let renewed = bob.where_at(time.now(), 2);
+    assert_eq!(soon(dht.publish(&renewed)).await.unwrap(), 3);
+    let newest = renewed.encode().unwrap();
+    for server in &servers {
+        assert_eq!(held(server, renewed.dht_key()).await.as_ref(), Some(&newest));
+    }
+    for enough in [Some(2), None] {
+        servers.pop().unwrap().shutdown().await;
+        time.pass(1);
+        let published = soon(dht.publish(&bob.where_at(time.now(), 3))).await;
+        assert_eq!(published.ok(), enough);
+    }
+    // Of another record nobody knows yet who would take it.
+    let other = bob.document_at(time.now());
+    assert!(matches!(dht.publish(&other).await, Err(PublishError::NoServers)));
 }
 
 #[tokio::test]

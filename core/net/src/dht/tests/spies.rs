@@ -185,3 +185,25 @@ async fn a_forged_record_never_wins() {
     let (finder, _) = time.dht(vec![liar.address.clone()]);
     assert_eq!(look_up_all(&finder, &bob.name()).await.last(), Some(&bob.address(2)));
 }
+
+#[tokio::test]
+async fn an_older_record_of_the_same_day_does_not_end_the_search() {
+    let time = Time::noon();
+    let servers = time.servers(4).await;
+    let (publisher, _) = time.dht(servers[0].addrs());
+    let mut bob = Bob::new();
+    let older = [bob.document_at(time.now()), bob.where_at(time.now(), 1)];
+    time.pass(1);
+    for record in [bob.document_at(time.now()), bob.where_at(time.now(), 2)] {
+        soon(publisher.publish(&record)).await.unwrap();
+    }
+    // Good for as long as the newer one is, and given first: whoever asks knows nobody else.
+    let gives = older.map(|record| {
+        let key = kad::RecordKey::new(record.dht_key().as_bytes());
+        kad::Record::new(key, record.encode().unwrap())
+    });
+    let liar = spy(gives.to_vec(), Some(&servers[0])).await;
+    let (finder, _) = time.dht(vec![liar.address.clone()]);
+    let found = look_up_all(&finder, &bob.name()).await;
+    assert_eq!(found, [bob.address(1), bob.address(2)]);
+}
