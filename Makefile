@@ -27,10 +27,12 @@ VARIANT ?= ordinary
 sim:
 	$(CARGO) test -p kith-tests --test sim -- $(if $(SEED),--seed $(SEED) --trace,--first $(FIRST) --seeds $(SEEDS)) --nodes $(NODES) --variant $(VARIANT)
 
-# The DHT with SERVERS servers under virtual time: libp2p with its clock replaced, built for that.
+# The DHT with SERVERS servers under virtual time: libp2p with its clock replaced, built for that. SYBILS choose PeerIds next to the
+# addresses of each person in ten.
 SERVERS ?= 1000
+SYBILS ?= 0
 sim-dht:
-	KITH_DHT_SERVERS=$(SERVERS) tests/virtual/run.sh dht::simulation --nocapture
+	KITH_DHT_SERVERS=$(SERVERS) KITH_DHT_SYBILS=$(SYBILS) tests/virtual/run.sh dht::simulation --nocapture
 
 # Fuzzes each parser that strangers reach for SECONDS seconds. Needs `cargo install cargo-fuzz`. Without a sanitizer: no
 # crate of ours has unsafe code, and what is looked for are panics, endless loops and memory without bounds.

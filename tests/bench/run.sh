@@ -26,6 +26,17 @@ if wanted client; then
 fi
 cargo run --quiet --release -p kith-tests --bin kith-bench -- "$@" || failed+=(kith-bench)
 
+# The DHT, in a network of its own where the system permits that, so that bytes can be counted.
+if wanted dht; then
+    printf '\n### The DHT over QUIC, one process, loopback\n\n'
+    own_network=()
+    unshare -rn true 2> /dev/null && own_network=(unshare -rn sh -c 'ip link set lo up; exec "$0" "$@"')
+    if ! cargo build --quiet --release -p kith-net --example dht ||
+        ! "${own_network[@]}" "${CARGO_TARGET_DIR:-../target}/release/examples/dht" 24 10 phone; then
+        failed+=(dht)
+    fi
+fi
+
 # The simulation tells its own speed, built as `make test` builds it.
 if wanted simulation; then
     printf '\n### The simulation, 10 nodes\n\n| measured | value |\n| --- | --- |\n'

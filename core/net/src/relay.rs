@@ -128,7 +128,8 @@ impl Relay {
             handshake: config.timing.handshake.min(MAX_HANDSHAKE),
             ..config.timing
         };
-        let transport = swarm::direct_transport(&keypair, &timing)?;
+        // Most of those who come give or ask for a record, and go.
+        let transport = swarm::brief_transport(&keypair, &timing, false)?;
         let reached_at = if config.external.is_empty() {
             &config.listen
         } else {

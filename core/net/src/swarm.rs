@@ -123,7 +123,7 @@ pub(crate) fn direct_transport(keypair: &Keypair, timing: &Timing) -> Result<Box
     with_names(|| numbered_transport(keypair, timing, PacketSizes::Sought))
 }
 
-/// The same for connections that are over after a few packets; it may dial only what the whole world can reach.
+/// The same where most connections are over after a few packets; it may dial only what the whole world can reach.
 pub(crate) fn brief_transport(keypair: &Keypair, timing: &Timing, global: bool) -> Result<BoxedTransport, StartError> {
     with_names(|| {
         let numbered = numbered_transport(keypair, timing, PacketSizes::Least)?;

@@ -375,7 +375,7 @@ fn a_storer_keeps_a_record_until_it_ends_and_for_the_longest_lifetime_at_the_mos
             // The publisher's clock is slow, or the record is repeated: what ended is kept no longer than what begins.
             (made + 60_000, made + 60_000 + SealedRecord::LIFETIME_MS),
             // It is fast.
-            (made - LONGER, made + SealedRecord::LIFETIME_MS),
+            (made - LONGER, u64::from(sealed.expires().0)),
             (made - DAY, made - DAY + SealedRecord::MAX_LIFETIME_MS),
             (ends - 1, ends),
             (ends + 5, ends),

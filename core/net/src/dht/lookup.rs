@@ -27,8 +27,9 @@ use crate::{
 /// Records of the neighbouring days are asked for after this, or when today's are not there: few clocks are wrong.
 const HEAD_START: Duration = Duration::from_millis(700);
 
-/// A record is taken for the newest when this many servers gave it and none a newer one: a hostile server may keep an older
-/// one of the same day, which is as true as the newest but for being old. What is found is used at once all the same.
+/// A key document is taken for the newest when this many servers gave it and none a newer one. Addresses are asked for until
+/// everybody was asked who should be, or nobody wants them any more: hostile servers may keep older ones of the same day, which
+/// are as true as the newest but for being old, and name each other. What is found is used at once all the same.
 const AGREEING: usize = 3;
 
 /// Nodes of one server that are looked for.
@@ -113,12 +114,6 @@ struct Newest {
     fresh: bool,
 }
 
-impl Newest {
-    fn is_settled(&self) -> bool {
-        self.fresh && self.servers >= AGREEING
-    }
-}
-
 impl Lookup<'_> {
     async fn run(&mut self, server: &ServerName, found: &mpsc::Sender<Found>) {
         self.seek(RecordKind::Keys);
@@ -134,14 +129,11 @@ impl Lookup<'_> {
                         if !news.1.is_empty() && found.send(news).await.is_err() {
                             return;
                         }
-                        if self.all(Newest::is_settled) {
-                            return;
-                        }
                     }
-                    None if one_day && !self.all(|newest| newest.fresh) => self.widen(),
+                    None if one_day && !self.is_found() => self.widen(),
                     None => return,
                 },
-                () = sleep_until(head_start), if one_day && !self.all(|newest| newest.fresh) => self.widen(),
+                () = sleep_until(head_start), if one_day && !self.is_found() => self.widen(),
             }
         }
     }
@@ -174,11 +166,15 @@ impl Lookup<'_> {
         }
     }
 
-    /// Whether something is so of the newest addresses of every node that there is.
-    fn all(&self, is_so: impl Fn(&Newest) -> bool) -> bool {
+    /// Whether addresses that have not expired are found of every node that there is.
+    fn is_found(&self) -> bool {
         let of_node = |id: &OwnedServerSigningKeyId| self.newest.get(&RecordKind::Address(id.clone()));
         let document = self.document.as_ref();
-        document.is_some_and(|document| document.nodes().all(|(id, _)| of_node(id).is_some_and(&is_so)))
+        document.is_some_and(|document| {
+            document
+                .nodes()
+                .all(|(id, _)| of_node(id).is_some_and(|newest| newest.fresh))
+        })
     }
 
     async fn handle(&mut self, given: &Given) -> Vec<PeerAddresses> {
@@ -203,8 +199,8 @@ impl Lookup<'_> {
         sealed.open(slot)
     }
 
-    /// A good record was given. Says whether it is newer than all before. Once it is settled that none is newer, nobody is asked
-    /// for more of its kind.
+    /// A good record was given. Says whether it is newer than all before. Once enough servers agree on the key document, nobody is
+    /// asked for it any more.
     fn note(&mut self, kind: &RecordKind, seq: u64, fresh: bool) -> bool {
         let newest = self.newest.entry(kind.clone()).or_default();
         match seq.cmp(&newest.seq) {
@@ -216,7 +212,7 @@ impl Lookup<'_> {
         newest.servers += 1;
         newest.fresh |= fresh;
         let is_new = newest.servers == 1;
-        if newest.is_settled() {
+        if *kind == RecordKind::Keys && newest.fresh && newest.servers >= AGREEING {
             let slots = self.slots.iter().filter(|(_, slot)| slot.kind() == kind);
             for key in slots.map(|(key, _)| *key).collect::<Vec<_>>() {
                 self.errand.finish(&key);

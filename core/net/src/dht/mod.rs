@@ -207,6 +207,11 @@ impl Dht {
 
     /// Over another transport than that of nodes.
     fn over(carrier: Carrier, config: DhtConfig, directory: Arc<dyn Directory>, timing: Timing) -> Self {
+        // An errand ends its connections itself: what is handed to one that is just being closed for want of use is lost.
+        let timing = Timing {
+            unused: ERRAND,
+            ..timing
+        };
         Self(Arc::new(Inner {
             directory,
             carrier,

@@ -59,7 +59,10 @@ const HOSTILE_DIALS: usize = 40;
 const STAY: Duration = Duration::from_secs(15 * 60);
 
 /// How many servers there are.
-static SERVERS: LazyLock<usize> = LazyLock::new(|| number("KITH_DHT_SERVERS", 60));
+static SERVERS: LazyLock<usize> = LazyLock::new(|| number("KITH_DHT_SERVERS", 40));
+
+/// How many hostile servers have chosen PeerIds next to the addresses of each person in ten.
+static SYBILS: LazyLock<usize> = LazyLock::new(|| number("KITH_DHT_SYBILS", 0));
 
 fn number(variable: &str, otherwise: usize) -> usize {
     let wanted = std::env::var(variable).ok();
@@ -105,13 +108,6 @@ fn transport(internet: &Internet, address: Ipv4Addr, keypair: &Keypair) -> swarm
     TransportTimeout::new(internet.transport(address, keypair), HANDSHAKE).boxed()
 }
 
-fn timing() -> Timing {
-    Timing {
-        unused: Duration::from_secs(2),
-        ..Timing::default()
-    }
-}
-
 impl World {
     fn new(hostile: f64) -> Self {
         Self {
@@ -150,7 +146,7 @@ impl World {
             let hostile = Hostile::new(identify, peer_id, hostility, friends);
             // It makes itself known to those who are there, as everybody does.
             let victims = self.machines.choose_multiple(&mut self.rng, HOSTILE_DIALS);
-            let mut swarm = swarm::swarm(transport, hostile, peer_id, &timing());
+            let mut swarm = swarm::swarm(transport, hostile, peer_id, &Timing::default());
             swarm.listen_on(address_of(address)).unwrap();
             for victim in victims {
                 swarm.dial(victim.multiaddr()).unwrap();
@@ -161,7 +157,7 @@ impl World {
             let config = self.time.server_config(self.some_servers());
             let dht = Server::started(peer_id, config);
             let known = dht.status();
-            let mut swarm = swarm::swarm(transport, Honest { identify, dht }, peer_id, &timing());
+            let mut swarm = swarm::swarm(transport, Honest { identify, dht }, peer_id, &Timing::default());
             swarm.listen_on(address_of(address)).unwrap();
             (known, tokio::spawn(drive(swarm)))
         };
@@ -255,7 +251,7 @@ impl World {
             servers: self.some_servers(),
             ..config
         };
-        let dht = Dht::over(carrier, config, self.time.directory(), timing());
+        let dht = Dht::over(carrier, config, self.time.directory(), Timing::default());
         dht.set_relays(&[]);
         Client { address, dht }
     }

@@ -30,9 +30,6 @@ struct Scenario {
     name: &'static str,
     /// The share of servers that is hostile.
     hostile: f64,
-    /// Hostile servers beside the share that have chosen their PeerIds to be nearest to somebody's addresses. Everybody in
-    /// ten suffers them.
-    sybils: usize,
     config: DhtConfig,
 }
 
@@ -170,12 +167,12 @@ async fn play(scenario: Scenario) -> Report {
             client: world.client(scenario.config.clone()),
         })
         .collect();
-    let besieged: Vec<_> = (0..people.len()).step_by(10).filter(|_| scenario.sybils > 0).collect();
+    let besieged: Vec<_> = (0..people.len()).step_by(10).filter(|_| *SYBILS > 0).collect();
     if !besieged.is_empty() {
         let keys: Vec<_> = (0..GROUND_KEYS).map(|_| Keypair::generate_ed25519()).collect();
         for index in &besieged {
             let record = people[*index].bob.where_at(world.time.now(), BEFORE);
-            world.besiege(&record, &keys, scenario.sybils);
+            world.besiege(&record, &keys, *SYBILS);
         }
     }
     let puts = world.publish(&mut people, BEFORE).await;
@@ -207,7 +204,7 @@ async fn play(scenario: Scenario) -> Report {
     println!("  puts after the first ones died: {}", report.moved);
     println!("  gets: {}", report.gets);
     if let Some(besieged) = &report.besieged {
-        println!("  gets of those besieged by {} each: {besieged}", scenario.sybils);
+        println!("  gets of those besieged by {} each: {besieged}", *SYBILS);
     }
     println!("  {} bytes carried in all", world.internet.bytes());
     report
@@ -227,9 +224,8 @@ fn check(report: &Report) {
 #[test]
 fn names_are_found_while_servers_come_and_go_and_the_first_are_dead() {
     check(&run(Scenario {
-        name: "all honest",
+        name: "all honest, desktops publish",
         hostile: 0.0,
-        sybils: 0,
         config: DhtConfig::desktop(),
     }));
 }
@@ -237,9 +233,17 @@ fn names_are_found_while_servers_come_and_go_and_the_first_are_dead() {
 #[test]
 fn names_are_found_though_a_fifth_of_the_servers_is_hostile() {
     check(&run(Scenario {
-        name: "a fifth hostile",
+        name: "a fifth hostile, desktops publish",
         hostile: 0.2,
-        sybils: 0,
         config: DhtConfig::desktop(),
+    }));
+}
+
+#[test]
+fn names_of_phones_are_found_too() {
+    check(&run(Scenario {
+        name: "a fifth hostile, phones publish",
+        hostile: 0.2,
+        config: DhtConfig::phone(),
     }));
 }
