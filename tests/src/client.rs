@@ -120,33 +120,6 @@ impl Client {
         })
     }
 
-    /// Uploads media and returns its `mxc:` address.
-    pub async fn upload(&self, kind: &str, bytes: Vec<u8>) -> String {
-        let request = self.http.post(format!("{}/_matrix/media/v3/upload", self.base));
-        let request = request
-            .bearer_auth(&self.token)
-            .header("content-type", kind)
-            .body(bytes);
-        let response = within("an answer", request.send()).await.expect("an answer");
-        let answer: Value = response.json().await.expect("JSON");
-        answer["content_uri"]
-            .as_str()
-            .unwrap_or_else(|| panic!("no upload: {answer}"))
-            .to_owned()
-    }
-
-    /// Downloads media, named by server name and media id, and returns how many bytes they are.
-    pub async fn download(&self, media: &str) -> usize {
-        let request = self
-            .http
-            .get(format!("{}/_matrix/client/v1/media/download/{media}", self.base));
-        let response = within("an answer", request.bearer_auth(&self.token).send()).await;
-        let response = response
-            .and_then(reqwest::Response::error_for_status)
-            .expect("the media");
-        within("the media", response.bytes()).await.expect("all of it").len()
-    }
-
     /// GET.
     pub async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path, None).await
