@@ -34,11 +34,14 @@ const FRAME: u64 = 14;
 /// Contacts that are set up at once.
 const AT_ONCE: usize = 4;
 
+/// Machines of contacts: relays and the DHT give one address only so much.
+const CONTACT_HOSTS: usize = 25;
+
 /// The machines.
 struct Lab {
     _internet: Internet,
     relays: Vec<Host>,
-    contacts: Host,
+    contacts: Vec<Host>,
     /// Behind routers, which the hosts outlive.
     measured: Vec<(Host, Option<kith_tests::Router>)>,
 }
@@ -47,7 +50,10 @@ impl Lab {
     async fn set_up(measured: usize) -> Result<Self, LanError> {
         let mut internet = Internet::set_up().await?;
         let relays = vec![internet.public_host().await?, internet.public_host().await?];
-        let contacts = internet.public_host().await?;
+        let mut contacts = Vec::new();
+        for _ in 0..CONTACT_HOSTS {
+            contacts.push(internet.public_host().await?);
+        }
         let mut hosts = Vec::new();
         for _ in 0..measured {
             hosts.push(internet.host(Access::Home).await?);
@@ -100,7 +106,7 @@ pub(crate) async fn measure() -> Table {
     // Every other one is a phone itself.
     let contacts = stream::iter(0..CONTACTS).map(|number| {
         let start = &start;
-        let host = &lab.contacts;
+        let host = &lab.contacts[number % CONTACT_HOSTS];
         async move {
             let profile = ["phone", "desktop"][number % 2];
             let node = start(host, profile, Vec::new()).await;
