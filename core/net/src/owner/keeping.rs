@@ -82,6 +82,10 @@ impl Owner {
         if self.rest.is_on() || self.stop.is_cancelled() {
             return;
         }
+        // Whoever is let go must know before where we are found: places at relays are told when they are given.
+        if self.reservations.is_unsettled() {
+            return self.review_soon();
+        }
         let now = Instant::now();
         let (peers, candidates): (Vec<_>, Vec<_>) = self.candidates().into_iter().unzip();
         let choice = budget::choose(&candidates, &self.shared.limits.budget, now);
