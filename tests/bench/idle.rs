@@ -210,7 +210,11 @@ async fn talk(node: &Node, contacts: &[&Client], kinds: &[(usize, usize)]) {
             let room = user.create_room(json!({"preset": "public_chat"})).await;
             let path = format!("/join/{room}?server_name={}", node.ready.server_name);
             for member in members {
-                member.post(&path, json!({})).await.ok();
+                // Fifty nodes on one machine are not always in time to connect.
+                while member.post(&path, json!({})).await.status != 200 {
+                    eprintln!("a join failed; trying again");
+                    sleep(Duration::from_secs(1)).await;
+                }
             }
             rooms.push(room);
         }
