@@ -193,7 +193,7 @@ impl Relay {
 
 fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig, reached_at: &[Multiaddr]) -> Behaviour {
     let peer_id = keypair.public().to_peer_id();
-    let minute = Duration::from_secs(60);
+    let (per_peer, per_ip) = (limits.per_peer_minute, limits.per_ip_minute);
     let config = relay::Config {
         max_reservations: limits.reservations,
         max_reservations_per_peer: limits.connections_per_peer as usize,
@@ -205,10 +205,10 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig, reac
         max_circuit_bytes: limits.circuit_bytes,
         circuit_src_rate_limiters: Vec::new(),
     }
-    .reservation_rate_per_peer(limits.per_peer_minute, minute)
-    .reservation_rate_per_ip(limits.per_ip_minute, minute)
-    .circuit_src_per_peer(limits.per_peer_minute, minute)
-    .circuit_src_per_ip(limits.per_ip_minute, minute);
+    .reservation_rate_per_peer(per_peer, refill(per_peer))
+    .reservation_rate_per_ip(per_ip, refill(per_ip))
+    .circuit_src_per_peer(per_peer, refill(per_peer))
+    .circuit_src_per_ip(per_ip, refill(per_ip));
     Behaviour {
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
@@ -227,6 +227,11 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig, reac
         // Answers pings; asks hardly ever, because QUIC's own keep-alive notices who is gone.
         ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(10 * 60))),
     }
+}
+
+/// When one more may be asked for, where so many are in a minute. libp2p takes this time, not that in which the whole number comes back.
+fn refill(per_minute: NonZeroU32) -> Duration {
+    Duration::from_secs(60) / per_minute.get()
 }
 
 /// `follow` says whether interfaces that come up later are given to nodes too.
@@ -259,5 +264,18 @@ fn log(event: &SwarmEvent<BehaviourEvent>) {
         },
         SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener failed"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_asked_for_in_a_minute_comes_back_in_a_minute() {
+        for (per_minute, millis) in [(1, 60_000), (30, 2_000), (120, 500)] {
+            let per_minute = NonZeroU32::new(per_minute).unwrap();
+            assert_eq!(refill(per_minute), Duration::from_millis(millis));
+        }
     }
 }
