@@ -70,7 +70,11 @@ impl Owner {
     }
 
     /// Begins to meet the contacts that are not connected.
-    pub(super) fn visit(&mut self, contacts: Vec<OwnedServerName>) {
+    pub(super) fn visit(&mut self, mut contacts: Vec<OwnedServerName>) {
+        // One that was added while the directory was read may not be among them.
+        let waiting = self.visits.waiting.iter();
+        let added: Vec<_> = waiting.filter(|server| !contacts.contains(server)).cloned().collect();
+        contacts.splice(0..0, added);
         self.keeping.set_order(&contacts);
         self.contacts = contacts.iter().cloned().collect();
         let (now, most) = (Instant::now(), self.shared.limits.budget.contacts);
@@ -102,11 +106,12 @@ impl Owner {
         }
     }
 
-    /// Dials one contact, and again with growing pauses while it is not reached.
+    /// Meets one contact next, and dials it again with growing pauses while it is not reached.
     pub(super) fn dial_contact(&mut self, server: OwnedServerName) {
         self.contacts.insert(server.clone());
         self.keeping.put_first(&server);
-        self.insist_on(&server);
-        self.connect(server, None);
+        self.visits.waiting.retain(|waiting| *waiting != server);
+        self.visits.waiting.push_front(server);
+        self.visit_next();
     }
 }
