@@ -13,6 +13,9 @@ use tokio::{
 
 use crate::{Table, process::resident_mb};
 
+/// Times that a contact tries to join a room, a second apart.
+const JOIN_TRIES: usize = 60;
+
 const CONTACTS: usize = 50;
 
 /// Twenty rooms, by the number of contacts in them; and twenty of which two are large enough for a topic.
@@ -199,6 +202,17 @@ async fn relay_on(host: &Host) -> Relay {
     Relay::start_on(&host.on(), &listen).await
 }
 
+/// Has a contact join, in the end: fifty nodes on one machine are not always in time to connect.
+async fn join(member: &Client, path: &str) {
+    for _ in 0..JOIN_TRIES {
+        if member.post(path, json!({})).await.status == 200 {
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    panic!("a contact could not join in {JOIN_TRIES} tries");
+}
+
 /// Makes the rooms, has the contacts join them, and says something in each; in those of two last.
 async fn talk(node: &Node, contacts: &[&Client], kinds: &[(usize, usize)]) {
     let user = node.client_over_socket("measured").await;
@@ -210,11 +224,7 @@ async fn talk(node: &Node, contacts: &[&Client], kinds: &[(usize, usize)]) {
             let room = user.create_room(json!({"preset": "public_chat"})).await;
             let path = format!("/join/{room}?server_name={}", node.ready.server_name);
             for member in members {
-                // Fifty nodes on one machine are not always in time to connect.
-                while member.post(&path, json!({})).await.status != 200 {
-                    eprintln!("a join failed; trying again");
-                    sleep(Duration::from_secs(1)).await;
-                }
+                join(member, &path).await;
             }
             rooms.push(room);
         }
