@@ -26,7 +26,7 @@ const TCP_PAUSE: Duration = Duration::from_secs(1);
 /// A relay that does not identify itself is used after this all the same.
 const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Relays through which one peer is dialled.
+/// Relays through which one peer is dialled, each by all of its addresses.
 pub(super) const MAX_CIRCUITS: usize = 3;
 
 /// What waits for a relay, or is on its way to it.
@@ -54,29 +54,36 @@ impl Circuits {
 /// A dial through a relay.
 struct Circuit {
     relay: PeerId,
-    via: Multiaddr,
+    /// Where the relay may be.
+    ways: Vec<Multiaddr>,
     options: DialOpts,
 }
 
 impl Owner {
-    /// Prepares to dial a peer through a relay: `address` ends in `/p2p/RELAY/p2p-circuit`. Gives what to wait for, if it
-    /// is such an address.
+    /// Prepares to dial a peer through a relay: `addresses` end in `/p2p/RELAY/p2p-circuit`, with the same relay. Gives what to
+    /// wait for, if they are such addresses.
     pub(super) fn prepare_circuit(
         &mut self,
         peer_id: PeerId,
-        address: &Multiaddr,
+        addresses: &[Multiaddr],
         later: bool,
     ) -> Option<ConnectionId> {
-        let (relay, via) = address::relay_of(address)?;
+        let relay = address::relay_peer(addresses.first()?)?;
+        let ways = addresses
+            .iter()
+            .filter_map(address::relay_of)
+            .map(|(_, way)| way)
+            .collect();
         if relay == peer_id || relay == *self.swarm.local_peer_id() {
             return None;
         }
         let options = DialOpts::peer_id(peer_id)
             .condition(PeerCondition::Always)
-            .addresses(vec![address.clone()])
+            // The relay is connected by then: which of its addresses this names does not matter.
+            .addresses(addresses[..1].to_vec())
             .build();
         let id = options.connection_id();
-        self.circuits.prepared.insert(id, Circuit { relay, via, options });
+        self.circuits.prepared.insert(id, Circuit { relay, ways, options });
         let pause = if later { CIRCUIT_PAUSE } else { Duration::ZERO };
         self.later.spawn(async move {
             tokio::time::sleep(pause).await;
@@ -95,11 +102,11 @@ impl Owner {
         let Some(circuit) = self.circuits.prepared.get(&id) else {
             return;
         };
-        let (relay, via) = (circuit.relay, circuit.via.clone());
+        let (relay, ways) = (circuit.relay, circuit.ways.clone());
         if self.relay_is_ready(relay) {
             self.dial_circuit(id);
         } else {
-            self.dial_relay(relay, &[via]);
+            self.dial_relay(relay, &ways);
         }
     }
 

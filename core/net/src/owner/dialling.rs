@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Connected, Later, Owner, circuits::MAX_CIRCUITS};
 use crate::{
     PeerAddresses,
-    address::{is_dialable, is_relayed, relay_of, split_peer_id},
+    address::{is_dialable, is_relayed, relay_of, relay_peer, split_peer_id},
     book::AddressBook,
     hello::Turn,
     peers::{NotConnected, Peer},
@@ -285,20 +285,26 @@ impl Owner {
         let (relayed, straight): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_relayed);
         let after_straight = !straight.is_empty();
         let mut dials: Vec<_> = self.dial_straight(peer_id, straight, told_by).into_iter().collect();
-        for address in relayed.into_iter().take(MAX_CIRCUITS) {
-            let addresses = vec![address];
-            let id = match self.same_dial(peer_id, &addresses) {
+        for (relay, addresses) in by_relay(relayed).into_iter().take(MAX_CIRCUITS) {
+            let id = match self.same_circuit(peer_id, relay) {
                 Some(id) => Some(id),
-                None => self
-                    .prepare_circuit(peer_id, &addresses[0], after_straight)
-                    .inspect(|id| {
-                        let target = PeerAddresses { peer_id, addresses };
-                        self.dialling.dials.insert(*id, Dial { target, told_by });
-                    }),
+                None => self.prepare_circuit(peer_id, &addresses, after_straight).inspect(|id| {
+                    let target = PeerAddresses { peer_id, addresses };
+                    self.dialling.dials.insert(*id, Dial { target, told_by });
+                }),
             };
             dials.extend(id);
         }
         dials
+    }
+
+    /// A dial under way through this relay.
+    fn same_circuit(&self, peer_id: PeerId, relay: PeerId) -> Option<ConnectionId> {
+        let mut dials = self.dialling.dials.iter();
+        let same = dials.find(|(_, Dial { target, .. })| {
+            target.peer_id == peer_id && target.addresses.iter().any(|known| relay_peer(known) == Some(relay))
+        });
+        same.map(|(id, _)| *id)
     }
 
     fn dial_straight(&mut self, peer_id: PeerId, addresses: Vec<Multiaddr>, told_by: Source) -> Option<ConnectionId> {
@@ -507,6 +513,20 @@ impl Owner {
         }
         self.dial(peer_id, addresses, Source::Lan);
     }
+}
+
+/// Relayed addresses by their relays, in the order in which those come first: one relay may have many addresses, and is still one
+/// way to a peer.
+fn by_relay(relayed: Vec<Multiaddr>) -> Vec<(PeerId, Vec<Multiaddr>)> {
+    let mut relays: Vec<(PeerId, Vec<Multiaddr>)> = Vec::new();
+    for address in relayed {
+        let Some(relay) = relay_peer(&address) else { continue };
+        match relays.iter_mut().find(|(known, _)| *known == relay) {
+            Some((_, addresses)) => addresses.push(address),
+            None => relays.push((relay, vec![address])),
+        }
+    }
+    relays
 }
 
 /// `first`, doubled for each failure up to an hour, and then anything from half to one and a half of it: those who lost

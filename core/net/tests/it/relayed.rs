@@ -104,6 +104,29 @@ async fn a_place_that_was_lost_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_relay_with_many_addresses_leaves_room_for_another() {
+    let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = relay.addrs();
+    let bob = setup.start().await;
+    let alice = Setup::new().listen(&[]).start().await;
+    let gone = PeerId::random();
+    let dead_ends = (1..=6).map(|port| {
+        format!("/ip4/127.0.0.1/tcp/{port}/p2p/{gone}/p2p-circuit")
+            .parse()
+            .unwrap()
+    });
+    let alive = bob.net.ticket_addrs().into_iter().filter(is_circuit);
+    // What is learnt last is tried first.
+    let addresses: Vec<Multiaddr> = alive.chain(dead_ends).collect();
+    alice
+        .net
+        .add_addresses(&bob.name(), bob.net.local_peer_id(), &addresses)
+        .await;
+    assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
+}
+
+#[tokio::test]
 async fn a_straight_path_replaces_the_relayed_one() {
     let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
     let mut setup = Setup::new().listen(&[QUIC]);
