@@ -4,6 +4,11 @@
 //! A packed piece is one zstd frame (RFC 8878) without the four bytes that every frame begins with. Its dictionary is
 //! [`DICTIONARY`] and behind that what was said before, oldest first. `compact/make.py` makes the dictionary of
 //! `compact/federation.txt`; both ends must have the same one, so that it is a part of version 1 of the protocol.
+//!
+//! The content hashes of a transaction's events are left out where the other end finds the same ones, and what is remembered of a
+//! transaction ([`memory`]) includes the ids of its events, which the next event names.
+
+mod derived;
 
 use std::{io, sync::OnceLock};
 
@@ -26,10 +31,17 @@ const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 #[error("it cannot be unpacked: {0}")]
 pub struct UnpackError(#[source] io::Error);
 
-/// Packs a piece, if that makes it smaller. `before` is what was said before, oldest first; a few thousand bytes of it help,
-/// more cost more than they save.
+/// What is to be remembered of a piece for those that follow it.
+pub fn memory(plain: &[u8]) -> Vec<u8> {
+    let mut memory = derived::without_hashes(plain).unwrap_or_else(|| plain.to_vec());
+    memory.extend_from_slice(derived::event_ids(plain).as_bytes());
+    memory
+}
+
+/// Packs a piece, if that makes it smaller. `before` are the [memories](memory) of what was said before, oldest first; a few
+/// thousand bytes of them help, more cost more than they save.
 pub fn pack(plain: &[u8], before: &[impl AsRef<[u8]>]) -> Option<Vec<u8>> {
-    let frame = compress(plain, before).ok()?;
+    let frame = compress(&derived::without_hashes(plain)?, before).ok()?;
     // A frame without its magic number would be taken for something else.
     let packed = frame.strip_prefix(&MAGIC)?;
     (packed.len() < plain.len()).then(|| packed.to_vec())
@@ -48,10 +60,14 @@ fn compress(plain: &[u8], before: &[impl AsRef<[u8]>]) -> io::Result<Vec<u8>> {
     compressor.compress(plain)
 }
 
-/// Takes back what [`pack`] was given. Takes memory for what the frame says it holds, or for `max` bytes, whichever is less,
-/// and gives an error for more.
+/// Takes back what [`pack`] was given. Takes memory for what the frame says it holds, or for `max` bytes, whichever is less, and
+/// some times as much to find hashes that were left out; gives an error for more.
 pub fn unpack(packed: &[u8], before: &[impl AsRef<[u8]>], max: usize) -> Result<Vec<u8>, UnpackError> {
-    decompress(packed, before, max).map_err(UnpackError)
+    let plain = decompress(packed, before, max).map(|shorter| derived::with_hashes(&shorter));
+    match plain {
+        Ok(plain) if plain.len() > max => Err(UnpackError(io::ErrorKind::FileTooLarge.into())),
+        plain => plain.map_err(UnpackError),
+    }
 }
 
 fn decompress(packed: &[u8], before: &[impl AsRef<[u8]>], max: usize) -> io::Result<Vec<u8>> {
@@ -98,7 +114,7 @@ mod tests {
     fn the_dictionary_is_a_part_of_the_protocol() {
         let hash = HEXLOWER.encode(&Sha256::digest(DICTIONARY));
         assert_eq!(
-            hash, "3f3e9f60d0efb5bc1e749d19b3dba009f7bfe3292c9219fbd2b96a45c9b5ca51",
+            hash, "47002a56dced023eb6a087028e51e83ce7e18c2990e22ea02b7011db107210f5",
             "another dictionary is another version"
         );
         let text = include_str!("compact/federation.txt").replace('\n', "");

@@ -73,12 +73,16 @@ fn findings(status: &Status, probes: &[Probe], outside: &[Multiaddr]) -> Vec<Fin
             Some("Ask a volunteer for a relay's address, and run: kith relay add ADDRESS"),
         ));
     } else {
-        findings.push(transport(probes, true));
-        findings.push(transport(probes, false));
-        findings.extend(router(probes));
+        if !probes.is_empty() && probes.iter().all(|probe| probe.answer.is_err()) {
+            findings.push(silence());
+        } else {
+            findings.push(transport(probes, true));
+            findings.push(transport(probes, false));
+            findings.extend(router(probes));
+        }
         findings.push(places(status));
     }
-    findings.push(reachable(outside));
+    findings.push(reachable(status, outside));
     findings.push(peers(status));
     findings
 }
@@ -126,6 +130,18 @@ fn listening(status: &Status) -> Finding {
     }
 }
 
+/// No relay answers in any way.
+fn silence() -> Finding {
+    let advice = "Check that this machine is on the internet, and the relays' addresses with: kith relay list";
+    finding(
+        "relays",
+        Verdict::Bad,
+        "No relay answers, over UDP or TCP.",
+        Some(advice),
+    )
+}
+
+/// How relays answer over one of the two transports, where some answer at all.
 fn transport(probes: &[Probe], quic: bool) -> Finding {
     let (step, name) = if quic { ("udp", "UDP (QUIC)") } else { ("tcp", "TCP") };
     let answers: Vec<_> = probes.iter().filter(|probe| probe.quic == quic).collect();
@@ -146,25 +162,15 @@ fn transport(probes: &[Probe], quic: bool) -> Finding {
             None,
         ),
         None => {
-            let any = probes.iter().any(|probe| probe.answer.is_ok());
-            let (verdict, advice) = match (any, quic) {
-                (true, true) => (
-                    Verdict::Fair,
-                    "This network seems to block UDP. Messages go over TCP, through relays; allow \
-                    outgoing UDP in the firewall for straight connections.",
-                ),
-                (true, false) => (
-                    Verdict::Fair,
-                    "Nothing needs to be done: UDP works. Relays with TCP on port 443 help where \
-                    UDP is blocked.",
-                ),
-                (false, _) => (
-                    Verdict::Bad,
-                    "No relay answers at all. Check that this machine is on the internet, and the \
-                    relays' addresses with: kith relay list",
-                ),
+            let advice = if quic {
+                "This network seems to block UDP. Messages go over TCP, through relays; allow \
+                outgoing UDP in the firewall for straight connections."
+            } else {
+                "Nothing needs to be done: UDP works. Relays with TCP on port 443 help where \
+                UDP is blocked."
             };
-            finding(step, verdict, format!("No relay answers over {name}."), Some(advice))
+            let found = format!("No relay answers over {name}.");
+            finding(step, Verdict::Fair, found, Some(advice))
         }
     }
 }
@@ -231,34 +237,38 @@ fn places(status: &Status) -> Finding {
     }
 }
 
-fn reachable(outside: &[Multiaddr]) -> Finding {
-    let straight: Vec<_> = outside
-        .iter()
-        .map(ToString::to_string)
-        .filter(|address| !address.contains("/p2p-circuit"))
-        .collect();
-    match straight.first() {
-        Some(address) => finding(
-            "outside",
-            Verdict::Good,
-            format!("Strangers reach this node straight, at {address}."),
-            None,
-        ),
-        None => finding(
-            "outside",
-            Verdict::Fair,
-            "Strangers do not reach this node straight, as is usual behind a router; they \
-            come through relays, and go on straight where the routers permit.",
-            None,
-        ),
+fn reachable(status: &Status, outside: &[Multiaddr]) -> Finding {
+    let straight = outside.iter().map(ToString::to_string);
+    let straight = straight.filter(|address| !address.contains("/p2p-circuit")).min();
+    if let Some(address) = straight {
+        let found = format!("Strangers reach this node straight, at {address}.");
+        return finding("outside", Verdict::Good, found, None);
     }
+    let held = status.relays.iter().any(|relay| relay.place);
+    let found = if held {
+        "Strangers do not reach this node straight, as is usual behind a router; they \
+        come through relays, and go on straight where the routers permit."
+    } else {
+        "Nobody outside your local network reaches this node: not straight, as is usual behind a router, nor through a relay. \
+        It reaches those whom others reach."
+    };
+    finding("outside", Verdict::Fair, found, None)
 }
 
 fn peers(status: &Status) -> Finding {
+    if status.contacts.is_empty() && status.peers.is_empty() {
+        let advice = "Ask somebody for a ticket (kith ticket), and run: kith peer add TICKET";
+        return finding("peers", Verdict::Fair, "No other node is known yet.", Some(advice));
+    }
     let by = |path| status.peers.iter().filter(|peer| peer.path == path).count();
+    // Not everybody who is connected is a contact.
+    let contacts = status
+        .peers
+        .iter()
+        .filter(|peer| status.contacts.contains(&peer.server_name))
+        .count();
     let found = format!(
-        "{} of {} known nodes are connected: {} on the local network, {} straight, {} through relays.",
-        status.peers.len(),
+        "{contacts} of {} contacts are connected. Connected nodes: {} on the local network, {} straight, {} through relays.",
         status.contacts.len(),
         by(PeerPath::Lan),
         by(PeerPath::Direct),

@@ -57,7 +57,7 @@ fn each_hindrance_is_named_and_has_its_advice() {
             "tcp",
             Fair,
         ),
-        (well.clone(), both(None).to_vec(), "udp", Bad),
+        (well.clone(), both(None).to_vec(), "relays", Bad),
         (
             well.clone(),
             vec![tried(first, true, here), tried(second, true, here)],
@@ -89,6 +89,18 @@ fn each_hindrance_is_named_and_has_its_advice() {
         assert_eq!(one.verdict, verdict, "{one:?}");
         assert!(verdict != Bad || one.advice.is_some(), "{one:?}");
     }
+    let unplugged = findings(&status(true, &far, &[false]), &both(None), &[]);
+    assert!(
+        unplugged
+            .iter()
+            .all(|finding| !["udp", "tcp", "router"].contains(&finding.step.as_str())),
+        "what is said once is not said again: {unplugged:?}"
+    );
+    assert!(
+        unplugged
+            .iter()
+            .all(|finding| !finding.found.contains("they come through relays"))
+    );
     let alone = findings(&status(true, &far, &[true]), &both(here), &[]);
     assert!(
         alone.iter().all(|finding| finding.step != "router"),

@@ -59,6 +59,8 @@ class Room:
         self.auth = [id_of("$") for _ in range(RANDOM.choice([2, 2, 3]))]
         self.depth = RANDOM.randint(8, 5000)
         self.now = 1764000000000 + RANDOM.randint(0, 30 * 10**9)
+        # The event that is known, which some of the others follow.
+        self.last = id_of("$")
 
     def content(self):
         kind = RANDOM.random()
@@ -92,9 +94,9 @@ class Room:
                 "auth_events": self.auth,
                 "content": content,
                 "depth": self.depth,
-                "hashes": {"sha256": base_64(32)},
+                "hashes": {},
                 "origin_server_ts": self.now,
-                "prev_events": [id_of("$")],
+                "prev_events": [RANDOM.choice([self.last, id_of("$")])],
                 "room_id": self.id,
                 "sender": self.user,
                 "signatures": {self.server: {self.key: base_64(64)}},
@@ -138,7 +140,7 @@ def main():
     content = (HERE / "federation.txt").read_bytes().replace(b"\n", b"")
     # Rooms of which one message is known, and the messages that follow.
     rooms = [Room() for _ in range(60)]
-    before = b"".join(room.transaction() for room in rooms)
+    before = b"".join(room.transaction() + room.last.encode() for room in rooms)
     after = [room.transaction() for room in rooms for _ in range(20)]
     after += [Room().transaction() for _ in range(300)]
     known = before + content

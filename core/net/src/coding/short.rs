@@ -47,6 +47,7 @@ pub(crate) struct Said(Mutex<List>);
 struct List {
     /// The number of the last body that was coded here.
     last: u64,
+    /// What is remembered of each.
     bodies: BTreeMap<u64, Bytes>,
 }
 
@@ -88,8 +89,9 @@ impl Said {
         if number == 0 || body.len() > MAX_REMEMBERED {
             return;
         }
+        let memory = compact::memory(body).into();
         let mut list = self.lock();
-        list.bodies.insert(number, body.clone());
+        list.bodies.insert(number, memory);
         if list.bodies.len() > REMEMBERED {
             list.bodies.pop_first();
         }
