@@ -16,11 +16,11 @@ use crate::{Table, process::resident_mb};
 /// Times that a contact tries to join a room, a second apart.
 const JOIN_TRIES: usize = 60;
 
-const CONTACTS: usize = 50;
+const CONTACTS: usize = 12;
 
 /// Twenty rooms, by the number of contacts in them; and twenty of which two are large enough for a topic.
-const SMALL_ROOMS: &[(usize, usize)] = &[(14, 1), (6, 3)];
-const ROOMS: &[(usize, usize)] = &[(12, 1), (6, 3), (2, 10)];
+const SMALL_ROOMS: &[(usize, usize)] = &[(4, 1), (2, 3)];
+const ROOMS: &[(usize, usize)] = &[(3, 1), (2, 3)];
 
 /// Six of a phone's life signs.
 const WINDOW: Duration = Duration::from_secs(330);
@@ -38,7 +38,7 @@ const FRAME: u64 = 14;
 const AT_ONCE: usize = 4;
 
 /// Machines of contacts: relays and the DHT give one address only so much.
-const CONTACT_HOSTS: usize = 25;
+const CONTACT_HOSTS: usize = 6;
 
 /// The machines.
 struct Lab {
@@ -94,12 +94,25 @@ pub(crate) async fn measure() -> Table {
         .iter()
         .flat_map(|relay| ["--relay".to_owned(), relay.addresses[0].clone()])
         .collect();
+    let hosts0 = &lab.measured[0].0;
     let start = |host: &Host, profile: &str, peers: Vec<String>| {
         let options = NodeOptions {
             peers,
             listen: vec!["/ip4/0.0.0.0/udp/0/quic-v1".to_owned()],
             arguments: [&["--profile".to_owned(), profile.to_owned()][..], &relay_arguments].concat(),
-            through: host.on(),
+            through: [
+                host.on(),
+                if std::ptr::eq(host, hosts0) {
+                    vec![
+                        "env".to_owned(),
+                        "KITH_LOG=info,kith_net=debug,kith_node=debug,ruma_state_res=warn,libp2p_swarm=debug"
+                            .to_owned(),
+                    ]
+                } else {
+                    Vec::new()
+                },
+            ]
+            .concat(),
             ..NodeOptions::default()
         };
         Node::start(options)
@@ -160,6 +173,7 @@ pub(crate) async fn measure() -> Table {
             .map(|traffic| format!("{:.0} KB", traffic.bytes as f64 / 1e3)),
     );
 
+    eprintln!("WINDOW BEGINS");
     let (before, woken) = (counters(&measured).await, wake_ups(&measured));
     sleep(WINDOW).await;
     let idle = difference(&before, &counters(&measured).await);

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
+    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +19,10 @@ use libp2p::{
     },
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep},
+};
 
 use super::{
     Clock, PROTOCOL, known_servers, settings,
@@ -32,6 +36,11 @@ use crate::{
 
 /// Buckets are refreshed this often. Whoever joins or leaves is noticed in between by those who look something up.
 const REFRESH: Duration = Duration::from_secs(15 * 60);
+
+/// As many as a lookup gives. A server that knows fewer joins again, because those it came through may not have been reached: after
+/// this at first, then after pauses that double up to [`REFRESH`].
+const ENOUGH: usize = 20;
+const JOIN_AGAIN: Duration = Duration::from_secs(10);
 
 /// Servers of one host that are known: an attacker with one address gets no more places than this in anyone's table.
 /// Addresses of the local network are not counted; an attacker there has all that it wants.
@@ -72,6 +81,14 @@ pub(crate) struct Behaviour {
     failures: HashMap<PeerId, u8>,
     serving: bool,
     status: watch::Sender<DhtStatus>,
+    joining: Option<Joining>,
+}
+
+/// A server that may have to join once more.
+struct Joining {
+    through: Vec<PeerAddresses>,
+    pause: Duration,
+    due: Pin<Box<Sleep>>,
 }
 
 impl Behaviour {
@@ -90,6 +107,7 @@ impl Behaviour {
             failures: HashMap::new(),
             serving: false,
             status: watch::Sender::default(),
+            joining: None,
         }
     }
 
@@ -117,12 +135,40 @@ impl Behaviour {
         self.status.subscribe()
     }
 
-    /// Servers to join the DHT through.
+    /// Joins the DHT through these servers, and again while hardly any are known.
     pub(crate) fn join(&mut self, servers: &[PeerAddresses]) {
+        self.add(servers);
+        self.joining = (!servers.is_empty()).then(|| Joining {
+            through: servers.to_vec(),
+            pause: JOIN_AGAIN,
+            due: Box::pin(sleep(JOIN_AGAIN)),
+        });
+    }
+
+    fn add(&mut self, servers: &[PeerAddresses]) {
         for PeerAddresses { peer_id, addresses } in servers {
             for address in addresses {
                 self.kad.add_address(peer_id, address.clone());
             }
+        }
+    }
+
+    /// Joins once more when it is time for that.
+    fn join_again(&mut self, cx: &mut Context<'_>) {
+        while let Some(mut joining) = self.joining.take() {
+            if joining.due.as_mut().poll(cx).is_pending() {
+                self.joining = Some(joining);
+                return;
+            }
+            if self.status.borrow().servers >= ENOUGH {
+                return;
+            }
+            self.add(&joining.through);
+            // There is nobody to ask when all addresses are our own.
+            let _ = self.kad.bootstrap();
+            joining.pause = REFRESH.min(joining.pause * 2);
+            joining.due.as_mut().reset(Instant::now() + joining.pause);
+            self.joining = Some(joining);
         }
     }
 
@@ -292,6 +338,7 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        self.join_again(cx);
         let polled = self.kad.poll(cx);
         polled.map(|event| event.map_out(|event| self.handle(event)))
     }

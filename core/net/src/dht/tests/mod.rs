@@ -17,7 +17,7 @@ use kith_identity::{
     AddressRecord, Certificate, Day, IdentityKey, KeyDocument, NodeKey, Record, RecordKey, RecordKind, RecordSigner,
     RecordSlot, SealedRecord, TransportKey, Whereabouts,
 };
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use rand::rngs::OsRng;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
 use tokio::{
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Dht, DhtConfig, PATHS, ServerConfig, ShelfLimits, errand::Errand, known_servers};
 use crate::{
-    Directory, DirectoryError, PeerAddresses, PublishError, Timing,
+    Directory, DirectoryError, PeerAddresses, PublishError, Timing, peer_id_of,
     peers::lock,
     relay::{Relay, RelayConfig, RelayLimits},
     swarm,
@@ -77,9 +77,14 @@ impl Time {
 
     /// A relay, which is a server of the DHT.
     async fn server(&self, others: Vec<Multiaddr>) -> Relay {
+        let key = TransportKey::generate(&mut OsRng);
+        self.server_at(QUIC.parse().unwrap(), key, others).await
+    }
+
+    async fn server_at(&self, listen: Multiaddr, transport_key: TransportKey, others: Vec<Multiaddr>) -> Relay {
         Relay::start(RelayConfig {
-            transport_key: TransportKey::generate(&mut OsRng),
-            listen: vec![QUIC.parse().unwrap()],
+            transport_key,
+            listen: vec![listen],
             external: Vec::new(),
             limits: RelayLimits::default(),
             dht: self.server_config(others),
@@ -95,7 +100,7 @@ impl Time {
         while servers.len() < count {
             let first = servers[0].addrs();
             servers.push(self.server(first).await);
-            // Who joins meets all that are there. Those who join at one time would meet at the next refresh.
+            // Who joins meets all that are there. Those who join at one time would meet when they join again.
             let others = servers.len() - 1;
             for server in &servers {
                 soon(server.dht().wait_for(|status| status.servers == others))
@@ -400,6 +405,21 @@ async fn servers_that_were_met_replace_those_that_died() {
     time.pass(HOUR);
     assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 2))).await.unwrap(), 5);
     assert_eq!(look_up_all(&dht, &bob.name()).await, [bob.address(2)]);
+}
+
+#[tokio::test]
+async fn a_server_that_found_nobody_joins_when_somebody_is_there() {
+    let time = Time::noon();
+    let place = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let at: Multiaddr = format!("/ip4/127.0.0.1/udp/{}/quic-v1", place.local_addr().unwrap().port())
+        .parse()
+        .unwrap();
+    let key = TransportKey::generate(&mut OsRng);
+    let there = at.clone().with(Protocol::P2p(peer_id_of(&key).unwrap()));
+    let early = time.server(vec![there]).await;
+    drop(place);
+    let _late = time.server_at(at, key, Vec::new()).await;
+    soon(early.dht().wait_for(|status| status.servers == 1)).await.unwrap();
 }
 
 #[tokio::test]
