@@ -15,7 +15,6 @@ test: setup-test
 	$(MAKE) -C mobile test
 
 bench: setup-test
-	$(CARGO) build --release -p kith -p kith-tests
 	tests/bench/run.sh
 
 # The simulation over more seeds than `make test` runs: SEEDS of them from FIRST on, with NODES nodes each. With SEED, that one

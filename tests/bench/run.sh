@@ -24,7 +24,11 @@ if wanted client; then
         failed+=(synapse)
     fi
 fi
-cargo run --quiet --release -p kith-tests --bin kith-bench -- "$@" || failed+=(kith-bench)
+
+# Together, or what they depend on would be built once for each.
+programs=${CARGO_TARGET_DIR:-$PWD/../target}/release
+cargo build --quiet --release -p kith -p kith-relay -p kith-tests || exit 1
+KITH_PROGRAMS=$programs "$programs/kith-bench" "$@" || failed+=(kith-bench)
 
 # The DHT, in a network of its own where the system permits that, so that bytes can be counted.
 if wanted dht; then
@@ -32,7 +36,7 @@ if wanted dht; then
     own_network=()
     unshare -rn true 2> /dev/null && own_network=(unshare -rn sh -c 'ip link set lo up; exec "$0" "$@"')
     if ! cargo build --quiet --release -p kith-net --example dht ||
-        ! "${own_network[@]}" "${CARGO_TARGET_DIR:-../target}/release/examples/dht" 24 10 phone; then
+        ! "${own_network[@]}" "$programs/examples/dht" 24 10 phone; then
         failed+=(dht)
     fi
 fi

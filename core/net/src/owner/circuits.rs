@@ -17,8 +17,11 @@ use libp2p::{
 use super::{Later, Owner};
 use crate::address::{self, Path};
 
-/// Straight addresses get this much of a start.
+/// Straight addresses get this much of a start ...
 const CIRCUIT_PAUSE: Duration = Duration::from_millis(250);
+
+/// ... and this much more where one of them answers, for the hello.
+const HELLO_PAUSE: Duration = Duration::from_secs(1);
 
 /// QUIC alone has this long to reach a relay.
 const TCP_PAUSE: Duration = Duration::from_secs(1);
@@ -53,10 +56,13 @@ impl Circuits {
 
 /// A dial through a relay.
 struct Circuit {
+    peer_id: PeerId,
     relay: PeerId,
     /// Where the relay may be.
     ways: Vec<Multiaddr>,
     options: DialOpts,
+    /// A straight connection was up and was waited for.
+    waited: bool,
 }
 
 impl Owner {
@@ -83,13 +89,23 @@ impl Owner {
             .addresses(addresses[..1].to_vec())
             .build();
         let id = options.connection_id();
-        self.circuits.prepared.insert(id, Circuit { relay, ways, options });
-        let pause = if later { CIRCUIT_PAUSE } else { Duration::ZERO };
+        let circuit = Circuit {
+            peer_id,
+            relay,
+            ways,
+            options,
+            waited: false,
+        };
+        self.circuits.prepared.insert(id, circuit);
+        self.start_circuit_after(id, if later { CIRCUIT_PAUSE } else { Duration::ZERO });
+        Some(id)
+    }
+
+    fn start_circuit_after(&mut self, id: ConnectionId, pause: Duration) {
         self.later.spawn(async move {
             tokio::time::sleep(pause).await;
             Later::Circuit(id)
         });
-        Some(id)
     }
 
     /// Dials through a relay, or dials the relay first. Nothing is dialled for a peer that was reached meanwhile.
@@ -99,9 +115,18 @@ impl Owner {
             self.dialling.forget(id);
             return;
         }
-        let Some(circuit) = self.circuits.prepared.get(&id) else {
+        let Some(circuit) = self.circuits.prepared.get_mut(&id) else {
             return;
         };
+        let straight = |entry: &super::Entry| {
+            let session = &entry.session;
+            session.peer_id == circuit.peer_id && session.path() != Path::Relayed && session.is_usable()
+        };
+        if !circuit.waited && self.sessions.values().any(straight) {
+            circuit.waited = true;
+            self.start_circuit_after(id, HELLO_PAUSE);
+            return;
+        }
         let (relay, ways) = (circuit.relay, circuit.ways.clone());
         if self.relay_is_ready(relay) {
             self.dial_circuit(id);
