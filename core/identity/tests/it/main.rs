@@ -7,6 +7,7 @@ mod documents;
 mod hellos;
 mod names_and_keys;
 mod phrases;
+mod record_lifetimes;
 mod records;
 mod tickets;
 

@@ -58,6 +58,9 @@ const HOSTILE_DIALS: usize = 40;
 /// A server's stay, on average, while people publish and look up.
 const STAY: Duration = Duration::from_secs(15 * 60);
 
+/// A thousand servers that keep each connection for as long as real ones do take three times the memory.
+const UNUSED: Duration = Duration::from_secs(10);
+
 /// How many servers there are.
 static SERVERS: LazyLock<usize> = LazyLock::new(|| number("KITH_DHT_SERVERS", 40));
 
@@ -140,13 +143,17 @@ impl World {
         let address = self.address();
         let transport = transport(&self.internet, address, keypair);
         let identify = swarm::identify_behaviour(keypair);
+        let timing = Timing {
+            unused: UNUSED,
+            ..Timing::default()
+        };
         let (known, task) = if let Some(hostility) = hostility {
             let friends = self.machines.iter().filter(|machine| machine.hostility.is_some());
             let friends = friends.map(|friend| (friend.peer_id, address_of(friend.address)));
             let hostile = Hostile::new(identify, peer_id, hostility, friends);
             // It makes itself known to those who are there, as everybody does.
             let victims = self.machines.choose_multiple(&mut self.rng, HOSTILE_DIALS);
-            let mut swarm = swarm::swarm(transport, hostile, peer_id, &Timing::default());
+            let mut swarm = swarm::swarm(transport, hostile, peer_id, &timing);
             swarm.listen_on(address_of(address)).unwrap();
             for victim in victims {
                 swarm.dial(victim.multiaddr()).unwrap();
@@ -157,7 +164,7 @@ impl World {
             let config = self.time.server_config(self.some_servers());
             let dht = Server::started(peer_id, config);
             let known = dht.status();
-            let mut swarm = swarm::swarm(transport, Honest { identify, dht }, peer_id, &Timing::default());
+            let mut swarm = swarm::swarm(transport, Honest { identify, dht }, peer_id, &timing);
             swarm.listen_on(address_of(address)).unwrap();
             (known, tokio::spawn(drive(swarm)))
         };
