@@ -16,20 +16,21 @@ use crate::{Table, process::resident_mb};
 /// Times that a contact tries to join a room, a second apart.
 const JOIN_TRIES: usize = 60;
 
-const CONTACTS: usize = 12;
+const CONTACTS: usize = 50;
 
 /// Twenty rooms, by the number of contacts in them; and twenty of which two are large enough for a topic.
-const SMALL_ROOMS: &[(usize, usize)] = &[(4, 1), (2, 3)];
-const ROOMS: &[(usize, usize)] = &[(3, 1), (2, 3)];
+const SMALL_ROOMS: &[(usize, usize)] = &[(14, 1), (6, 3)];
+const ROOMS: &[(usize, usize)] = &[(12, 1), (6, 3), (2, 10)];
 
 /// Six of a phone's life signs.
 const WINDOW: Duration = Duration::from_secs(330);
 
-/// Connections that do not change for this long are those that stay: longer than a visit lasts.
-const SETTLED: Duration = Duration::from_secs(75);
+/// Connections that do not change for this long are those that stay: longer than a visit lasts, and than the last pause before
+/// somebody is dialled again who was not reached.
+const SETTLED: Duration = Duration::from_secs(150);
 
 /// For connections to settle.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
 /// What Ethernet adds to each packet that an interface counts.
 const FRAME: u64 = 14;
@@ -38,7 +39,7 @@ const FRAME: u64 = 14;
 const AT_ONCE: usize = 4;
 
 /// Machines of contacts: relays and the DHT give one address only so much.
-const CONTACT_HOSTS: usize = 6;
+const CONTACT_HOSTS: usize = 25;
 
 /// The machines.
 struct Lab {
@@ -94,25 +95,12 @@ pub(crate) async fn measure() -> Table {
         .iter()
         .flat_map(|relay| ["--relay".to_owned(), relay.addresses[0].clone()])
         .collect();
-    let hosts0 = &lab.measured[0].0;
     let start = |host: &Host, profile: &str, peers: Vec<String>| {
         let options = NodeOptions {
             peers,
             listen: vec!["/ip4/0.0.0.0/udp/0/quic-v1".to_owned()],
             arguments: [&["--profile".to_owned(), profile.to_owned()][..], &relay_arguments].concat(),
-            through: [
-                host.on(),
-                if std::ptr::eq(host, hosts0) {
-                    vec![
-                        "env".to_owned(),
-                        "KITH_LOG=info,kith_net=debug,kith_node=debug,ruma_state_res=warn,libp2p_swarm=debug"
-                            .to_owned(),
-                    ]
-                } else {
-                    Vec::new()
-                },
-            ]
-            .concat(),
+            through: host.on(),
             ..NodeOptions::default()
         };
         Node::start(options)
@@ -173,14 +161,14 @@ pub(crate) async fn measure() -> Table {
             .map(|traffic| format!("{:.0} KB", traffic.bytes as f64 / 1e3)),
     );
 
-    eprintln!("WINDOW BEGINS");
     let (before, woken) = (counters(&measured).await, wake_ups(&measured));
     sleep(WINDOW).await;
     let idle = difference(&before, &counters(&measured).await);
     let woken = wake_ups(&measured)
         .into_iter()
         .zip(woken)
-        .map(|(after, before)| after - before);
+        // Threads that ended took their counts with them.
+        .map(|(after, before)| after.saturating_sub(before));
     let hourly = |count: u64| count as f64 * 3600.0 / WINDOW.as_secs_f64();
     row(
         &mut table,
