@@ -20,6 +20,23 @@ pub struct PeerAddresses {
     pub addresses: Vec<Multiaddr>,
 }
 
+impl PeerAddresses {
+    /// Puts addresses together by whose they are, in the order in which peers come first.
+    pub(crate) fn grouped(addresses: impl IntoIterator<Item = (PeerId, Multiaddr)>) -> Vec<Self> {
+        let mut peers: Vec<Self> = Vec::new();
+        for (peer_id, address) in addresses {
+            match peers.iter_mut().find(|known| known.peer_id == peer_id) {
+                Some(known) => known.addresses.push(address),
+                None => peers.push(Self {
+                    peer_id,
+                    addresses: vec![address],
+                }),
+            }
+        }
+        peers
+    }
+}
+
 /// Looks up and keeps what outlives a connection.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {

@@ -356,21 +356,8 @@ impl Dht {
 
 /// Addresses that each end in a PeerId, put together by it. Others are left out.
 pub(crate) fn known_servers(addresses: &[Multiaddr]) -> Vec<PeerAddresses> {
-    let mut servers: Vec<PeerAddresses> = Vec::new();
-    for address in addresses {
-        let (address, Some(peer_id)) = split_peer_id(address.clone()) else {
-            continue;
-        };
-        if !is_dialable(&address) {
-            continue;
-        }
-        match servers.iter_mut().find(|known| known.peer_id == peer_id) {
-            Some(known) => known.addresses.push(address),
-            None => servers.push(PeerAddresses {
-                peer_id,
-                addresses: vec![address],
-            }),
-        }
-    }
-    servers
+    let split = addresses.iter().cloned().map(split_peer_id);
+    PeerAddresses::grouped(
+        split.filter_map(|(address, peer_id)| Some((peer_id?, address)).filter(|(_, address)| is_dialable(address))),
+    )
 }

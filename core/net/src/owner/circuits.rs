@@ -115,15 +115,13 @@ impl Owner {
             self.dialling.forget(id);
             return;
         }
-        let Some(circuit) = self.circuits.prepared.get_mut(&id) else {
+        let Some(circuit) = self.circuits.prepared.get(&id) else {
             return;
         };
-        let straight = |entry: &super::Entry| {
-            let session = &entry.session;
-            session.peer_id == circuit.peer_id && session.path() != Path::Relayed && session.is_usable()
-        };
-        if !circuit.waited && self.sessions.values().any(straight) {
-            circuit.waited = true;
+        if !circuit.waited && self.straight_connections(circuit.peer_id).next().is_some() {
+            if let Some(circuit) = self.circuits.prepared.get_mut(&id) {
+                circuit.waited = true;
+            }
             self.start_circuit_after(id, HELLO_PAUSE);
             return;
         }
@@ -146,22 +144,23 @@ impl Owner {
 
     /// Whether a connection to the relay is up and identified.
     pub(super) fn relay_is_ready(&self, relay: PeerId) -> bool {
-        self.connections_to_relay(relay)
+        self.straight_connections(relay)
             .any(|id| self.circuits.identified.contains(&id))
     }
 
-    pub(super) fn connections_to_relay(&self, relay: PeerId) -> impl Iterator<Item = ConnectionId> {
+    /// The connections to a relay or another peer that can be used and go through no relay.
+    pub(super) fn straight_connections(&self, peer_id: PeerId) -> impl Iterator<Item = ConnectionId> {
         let straight = |entry: &&super::Entry| entry.session.path() != Path::Relayed && entry.session.is_usable();
         let sessions = self.sessions.values().filter(straight);
         sessions
-            .filter(move |entry| entry.session.peer_id == relay)
+            .filter(move |entry| entry.session.peer_id == peer_id)
             .map(|entry| entry.session.id)
     }
 
     /// Connects to a relay, unless that is done or under way. TCP is for where QUIC leads nowhere: holes can be punched only
     /// where both ends know how they look over the same of the two.
     pub(super) fn dial_relay(&mut self, relay: PeerId, addresses: &[Multiaddr]) {
-        if self.connections_to_relay(relay).next().is_some() || self.is_dialling_relay(relay) {
+        if self.straight_connections(relay).next().is_some() || self.is_dialling_relay(relay) {
             return;
         }
         let ways = address::ways_to_relay(addresses).into_iter();
@@ -248,7 +247,7 @@ impl Owner {
     fn relay_dial_failed(&mut self, relay: PeerId) {
         if self.circuits.fallbacks.contains_key(&relay) {
             self.dial_relay_over_tcp(relay);
-        } else if !self.is_dialling_relay(relay) && self.connections_to_relay(relay).next().is_none() {
+        } else if !self.is_dialling_relay(relay) && self.straight_connections(relay).next().is_none() {
             self.relay_failed(relay);
         }
     }
@@ -256,7 +255,7 @@ impl Owner {
     /// A connection that may have been to a relay is gone.
     pub(super) fn handle_relay_closed(&mut self, id: ConnectionId, relay: PeerId) {
         self.circuits.identified.remove(&id);
-        if self.connections_to_relay(relay).next().is_none() {
+        if self.straight_connections(relay).next().is_none() {
             self.relay_failed(relay);
         }
     }

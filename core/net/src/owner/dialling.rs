@@ -285,7 +285,17 @@ impl Owner {
         let (relayed, straight): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_relayed);
         let after_straight = !straight.is_empty();
         let mut dials: Vec<_> = self.dial_straight(peer_id, straight, told_by).into_iter().collect();
-        for (relay, addresses) in by_relay(relayed).into_iter().take(MAX_CIRCUITS) {
+        // A relay may have many addresses, and is still one way to a peer.
+        let by_relay = PeerAddresses::grouped(
+            relayed
+                .into_iter()
+                .filter_map(|address| Some((relay_peer(&address)?, address))),
+        );
+        for PeerAddresses {
+            peer_id: relay,
+            addresses,
+        } in by_relay.into_iter().take(MAX_CIRCUITS)
+        {
             let id = match self.same_circuit(peer_id, relay) {
                 Some(id) => Some(id),
                 None => self.prepare_circuit(peer_id, &addresses, after_straight).inspect(|id| {
@@ -513,20 +523,6 @@ impl Owner {
         }
         self.dial(peer_id, addresses, Source::Lan);
     }
-}
-
-/// Relayed addresses by their relays, in the order in which those come first: one relay may have many addresses, and is still one
-/// way to a peer.
-fn by_relay(relayed: Vec<Multiaddr>) -> Vec<(PeerId, Vec<Multiaddr>)> {
-    let mut relays: Vec<(PeerId, Vec<Multiaddr>)> = Vec::new();
-    for address in relayed {
-        let Some(relay) = relay_peer(&address) else { continue };
-        match relays.iter_mut().find(|(known, _)| *known == relay) {
-            Some((_, addresses)) => addresses.push(address),
-            None => relays.push((relay, vec![address])),
-        }
-    }
-    relays
 }
 
 /// `first`, doubled for each failure up to an hour, and then anything from half to one and a half of it: those who lost

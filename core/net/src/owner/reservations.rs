@@ -7,7 +7,7 @@ use std::time::Duration;
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, multiaddr::Protocol};
 
 use super::{Later, Owner, dialling::pause};
-use crate::address;
+use crate::{PeerAddresses, address};
 
 /// Places to hold, and while this node rests.
 const PLACES: usize = 2;
@@ -86,28 +86,21 @@ impl Reservations {
 impl Owner {
     /// Uses these relays, which end in `/p2p/RELAY`, from now on, and no others.
     pub(super) fn set_relays(&mut self, relays: &[Multiaddr]) {
-        let mut wanted: Vec<Relay> = Vec::new();
-        for address in relays {
-            let Some((peer_id, address)) = address::relay_of(address) else {
-                continue;
-            };
-            match wanted.iter_mut().find(|relay| relay.peer_id == peer_id) {
-                Some(relay) => relay.addresses.push(address),
-                None => wanted.push(Relay {
-                    peer_id,
-                    addresses: vec![address],
-                    place: Place::None,
-                    failures: 0,
-                }),
-            }
-        }
+        let relays = PeerAddresses::grouped(relays.iter().filter_map(address::relay_of));
+        let relays = relays.into_iter().map(|PeerAddresses { peer_id, addresses }| Relay {
+            peer_id,
+            addresses,
+            place: Place::None,
+            failures: 0,
+        });
+        let mut wanted: Vec<Relay> = relays.collect();
         for old in std::mem::take(&mut self.reservations.0) {
             match wanted.iter_mut().find(|relay| relay.peer_id == old.peer_id) {
                 Some(relay) => (relay.place, relay.failures) = (old.place, old.failures),
                 // The place ends with its connection. libp2p can fail over a listener that is removed while its place is
                 // being renewed.
                 None if old.place.listener().is_some() => {
-                    let connections: Vec<_> = self.connections_to_relay(old.peer_id).collect();
+                    let connections: Vec<_> = self.straight_connections(old.peer_id).collect();
                     for id in connections {
                         self.swarm.close_connection(id);
                     }

@@ -167,7 +167,7 @@ impl Owner {
 
     /// A path through a relay failed: the relay itself may be gone.
     pub(super) fn doubt_relay(&mut self, relay: PeerId) {
-        for id in self.connections_to_relay(relay).collect::<Vec<_>>() {
+        for id in self.straight_connections(relay).collect::<Vec<_>>() {
             if let Some(entry) = self.sessions.get(&id) {
                 let session = entry.session.clone();
                 self.shared.tasks.spawn(async move { session.probe().await });

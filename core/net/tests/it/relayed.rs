@@ -38,6 +38,13 @@ fn is_circuit(address: &Multiaddr) -> bool {
     address.to_string().contains("p2p-circuit")
 }
 
+/// A node that is reached through these relays only.
+async fn behind(relays: Vec<Multiaddr>) -> Node {
+    let mut setup = Setup::new().listen(&[]);
+    setup.relays = relays;
+    setup.start().await
+}
+
 /// Tells `node` only how to reach `other` through its relay.
 async fn learn_circuits(node: &Node, other: &Node) {
     let addresses: Vec<_> = other.net.ticket_addrs().into_iter().filter(is_circuit).collect();
@@ -83,9 +90,7 @@ async fn a_place_that_was_lost_is_asked_for_again() {
         .port();
     let listen = format!("/ip4/127.0.0.1/udp/{port}/quic-v1");
     let first = relay(&key, &listen).await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = first.addrs();
-    let bob = setup.start().await;
+    let bob = behind(first.addrs()).await;
     let alice = Setup::new().listen(&[]).start().await;
     soon(bob.net.listening(|addresses| addresses.iter().any(is_circuit))).await;
     learn_circuits(&alice, &bob).await;
@@ -106,9 +111,7 @@ async fn a_place_that_was_lost_is_asked_for_again() {
 #[tokio::test]
 async fn a_relay_with_many_addresses_leaves_room_for_another() {
     let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = relay.addrs();
-    let bob = setup.start().await;
+    let bob = behind(relay.addrs()).await;
     let alice = Setup::new().listen(&[]).start().await;
     let gone = PeerId::random();
     let dead_ends = (1..=6).map(|port| {
@@ -150,9 +153,7 @@ async fn a_straight_path_replaces_the_relayed_one() {
 #[tokio::test]
 async fn a_relayed_path_that_stays_is_made_once_more_to_punch_holes_again() {
     let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = relay.addrs();
-    let bob = setup.start().await;
+    let bob = behind(relay.addrs()).await;
     let alice = Setup::new().listen(&[]).start().await;
     learn_circuits(&alice, &bob).await;
     alice.get(&bob, "/").await.unwrap();
@@ -182,9 +183,7 @@ async fn relays<const N: usize>() -> [Relay; N] {
 #[tokio::test]
 async fn two_places_are_held_and_another_relay_steps_in_for_one_that_is_lost() {
     let relays = relays::<3>().await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = relays.iter().flat_map(Relay::addrs).collect();
-    let bob = setup.start().await;
+    let bob = behind(relays.iter().flat_map(Relay::addrs).collect()).await;
     let all: HashSet<_> = relays.iter().map(Relay::peer_id).collect();
     let before = places(&bob.net.listen_addrs());
     assert!(before.len() == 2 && before.is_subset(&all), "{before:?}");
@@ -205,9 +204,7 @@ async fn two_places_are_held_and_another_relay_steps_in_for_one_that_is_lost() {
 #[tokio::test]
 async fn relays_change_while_the_node_runs() {
     let [first, second] = relays::<2>().await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = first.addrs();
-    let bob = setup.start().await;
+    let bob = behind(first.addrs()).await;
     assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([first.peer_id()]));
     bob.net.set_relays(&second.addrs()).await.unwrap();
     let wanted = HashSet::from([second.peer_id()]);
@@ -222,9 +219,7 @@ async fn a_relay_is_found_over_tcp_where_quic_leads_nowhere() {
     let relay = relay(&TransportKey::generate(&mut OsRng), TCP).await;
     let address = relay.addrs()[0].to_string();
     let quic = address.replace("/tcp/", "/udp/").replace("/p2p/", "/quic-v1/p2p/");
-    let mut bob = Setup::new().listen(&[]);
-    bob.relays = vec![quic.parse().unwrap()];
-    let bob = bob.start().await;
+    let bob = behind(vec![quic.parse().unwrap()]).await;
     assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([relay.peer_id()]));
     let alice = Setup::new().listen(&[]).start().await;
     learn_circuits(&alice, &bob).await;
@@ -234,9 +229,7 @@ async fn a_relay_is_found_over_tcp_where_quic_leads_nowhere() {
 #[tokio::test]
 async fn a_resting_node_keeps_one_relay_and_is_reached_through_it() {
     let [first, second] = relays::<2>().await;
-    let mut setup = Setup::new().listen(&[]);
-    setup.relays = [first.addrs(), second.addrs()].concat();
-    let bob = setup.start().await;
+    let bob = behind([first.addrs(), second.addrs()].concat()).await;
     let alice = Setup::new().listen(&[]).start().await;
     learn_circuits(&alice, &bob).await;
     alice.get(&bob, "/").await.unwrap();
