@@ -129,6 +129,15 @@ impl Internet {
         lock(&self.traffic).copies.clone()
     }
 
+    /// Connections that came up so far.
+    pub(crate) fn connections(&self) -> usize {
+        lock(&self.traffic)
+            .machines
+            .values()
+            .map(|carried| carried.connections)
+            .sum()
+    }
+
     /// Bytes sent by all machines so far.
     pub(crate) fn bytes(&self) -> usize {
         lock(&self.traffic).bytes

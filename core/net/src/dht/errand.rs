@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// For one server to answer one question.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// For one query to end.
 const QUERY: Duration = Duration::from_secs(20);
@@ -36,14 +36,25 @@ pub(crate) type Carrier = Arc<dyn Fn(&Keypair, bool) -> Result<BoxedTransport, S
 pub(crate) struct Given {
     pub(crate) key: DhtKey,
     pub(crate) value: Vec<u8>,
+    pub(crate) by: Option<PeerId>,
 }
 
 /// A swarm for one errand.
 pub(crate) struct Errand {
     swarm: Swarm<kad::Behaviour<MemoryStore>>,
     queries: HashMap<QueryId, DhtKey>,
-    met: Vec<PeerAddresses>,
-    missed: Vec<PeerId>,
+    learned: Learned,
+}
+
+/// What an errand learned of servers.
+#[derive(Default)]
+pub(crate) struct Learned {
+    /// Those met that were not known before.
+    pub(crate) met: Vec<PeerAddresses>,
+    /// Those that were not reached.
+    pub(crate) missed: Vec<PeerId>,
+    /// Those that lied.
+    pub(crate) liars: Vec<PeerId>,
 }
 
 impl Errand {
@@ -85,8 +96,7 @@ impl Errand {
         Ok(Self {
             swarm: swarm::swarm(transport, kad, peer_id, timing),
             queries: HashMap::new(),
-            met: Vec::new(),
-            missed: Vec::new(),
+            learned: Learned::default(),
         })
     }
 
@@ -115,7 +125,7 @@ impl Errand {
                 continue;
             };
             let given = match result {
-                QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => Some(found.record.value),
+                QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => Some((found.record.value, found.peer)),
                 _ => None,
             };
             let key = if last {
@@ -123,8 +133,8 @@ impl Errand {
             } else {
                 self.queries.get(&id).copied()
             };
-            if let (Some(key), Some(value)) = (key, given) {
-                return Some(Given { key, value });
+            if let (Some(key), Some((value, by))) = (key, given) {
+                return Some(Given { key, value, by });
             }
         }
         None
@@ -186,9 +196,13 @@ impl Errand {
         }
     }
 
-    /// The servers met that were not known before, and those that were not reached.
-    pub(crate) fn end(self) -> (Vec<PeerAddresses>, Vec<PeerId>) {
-        (self.met, self.missed)
+    /// A server lied.
+    pub(crate) fn distrust(&mut self, server: PeerId) {
+        self.learned.liars.push(server);
+    }
+
+    pub(crate) fn end(self) -> Learned {
+        self.learned
     }
 
     /// What came of a query, if it is one of ours; and whether that is all.
@@ -206,7 +220,7 @@ impl Errand {
             SwarmEvent::Behaviour(kad::Event::RoutablePeer { peer, address }) => self.meet(peer, address),
             SwarmEvent::OutgoingConnectionError {
                 peer_id: Some(peer), ..
-            } => self.missed.push(peer),
+            } => self.learned.missed.push(peer),
             _ => {}
         }
         None
@@ -214,10 +228,11 @@ impl Errand {
 
     fn meet(&mut self, peer_id: PeerId, address: Multiaddr) {
         let address = split_peer_id(address).0;
-        let known = self.met.iter().any(|met| met.peer_id == peer_id);
-        if self.met.len() < MAX_MET && !known && is_dialable(&address) && !is_relayed(&address) {
+        let met = &mut self.learned.met;
+        let known = met.iter().any(|met| met.peer_id == peer_id);
+        if met.len() < MAX_MET && !known && is_dialable(&address) && !is_relayed(&address) {
             let addresses = vec![address];
-            self.met.push(PeerAddresses { peer_id, addresses });
+            met.push(PeerAddresses { peer_id, addresses });
         }
     }
 }

@@ -32,6 +32,9 @@ const HEAD_START: Duration = Duration::from_millis(700);
 /// are as true as the newest but for being old, and name each other. What is found is used at once all the same.
 const AGREEING: usize = 3;
 
+/// How often a name is searched for at the most: again when hostile servers had the word, and then not by way of them.
+const ROUNDS: usize = 2;
+
 /// Nodes of one server that are looked for.
 const MAX_NODES: usize = 8;
 
@@ -49,39 +52,50 @@ impl Dht {
         let Some(_turn) = unwanted.run_until_cancelled(turn).await else {
             return;
         };
-        let servers = self.servers().await;
-        if servers.is_empty() {
-            return;
+        for _ in 0..ROUNDS {
+            let servers = self.servers().await;
+            if servers.is_empty() {
+                return;
+            }
+            let errand = match self.errand(&servers, PATHS) {
+                Ok(errand) => errand,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the DHT cannot be asked");
+                    return;
+                }
+            };
+            let mut lookup = Lookup {
+                dht: self,
+                identity,
+                document: self.known_document(server).await,
+                errand,
+                days: Day::around(self.0.directory.now())[..1].to_vec(),
+                kinds: Vec::new(),
+                slots: HashMap::new(),
+                waiting: Vec::new(),
+                newest: HashMap::new(),
+                lies: 0,
+            };
+            // What was found until now stays found.
+            let searched = timeout(ERRAND, lookup.run(server, found));
+            let ended = unwanted.run_until_cancelled(searched).await;
+            let misled = lookup.is_misled();
+            self.learn(&servers, lookup.errand).await;
+            if ended.is_none() || found.is_closed() || !misled {
+                return;
+            }
         }
-        let document = self.0.directory.document(server).await.unwrap_or_else(|error| {
+    }
+
+    async fn known_document(&self, server: &ServerName) -> Option<KeyDocument> {
+        let document = self.0.directory.document(server).await;
+        document.unwrap_or_else(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "a key document cannot be read"
             );
             None
-        });
-        let errand = match self.errand(&servers, PATHS) {
-            Ok(errand) => errand,
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the DHT cannot be asked");
-                return;
-            }
-        };
-        let mut lookup = Lookup {
-            dht: self,
-            identity,
-            document,
-            errand,
-            days: Day::around(self.0.directory.now())[..1].to_vec(),
-            kinds: Vec::new(),
-            slots: HashMap::new(),
-            waiting: Vec::new(),
-            newest: HashMap::new(),
-        };
-        // What was found until now stays found.
-        let searched = timeout(ERRAND, lookup.run(server, found));
-        let _ = unwanted.run_until_cancelled(searched).await;
-        self.learn(&servers, lookup.errand).await;
+        })
     }
 }
 
@@ -101,6 +115,8 @@ struct Lookup<'a> {
     waiting: Vec<AddressRecord>,
     /// Of each kind the newest record that was found.
     newest: HashMap<RecordKind, Newest>,
+    /// Records given that no honest server keeps.
+    lies: usize,
 }
 
 /// The newest record of a kind, as far as it is known.
@@ -192,11 +208,27 @@ impl Lookup<'_> {
         }
     }
 
-    fn open(&self, given: &Given, now: MilliSecondsSinceUnixEpoch) -> Result<Record, RecordError> {
+    /// Whether more servers lied than gave the newest addresses of any node.
+    fn is_misled(&self) -> bool {
+        let addresses = |kind: &RecordKind| matches!(kind, RecordKind::Address(_));
+        let given = self.newest.iter().filter(|(kind, _)| addresses(kind));
+        let most = given.map(|(_, newest)| newest.servers).max();
+        self.lies > most.unwrap_or(0)
+    }
+
+    fn open(&mut self, given: &Given, now: MilliSecondsSinceUnixEpoch) -> Result<Record, RecordError> {
         let slot = self.slots.get(&given.key).ok_or(RecordError::OtherSlot)?;
-        let sealed = SealedRecord::decode(&given.value)?;
-        sealed.check(&given.key, now)?;
-        sealed.open(slot)
+        let sealed = SealedRecord::decode(&given.value).and_then(|sealed| {
+            sealed.check(&given.key, now)?;
+            Ok(sealed)
+        });
+        if let (Err(error), Some(liar)) = (&sealed, given.by)
+            && is_lie(error)
+        {
+            self.lies += 1;
+            self.errand.distrust(liar);
+        }
+        sealed?.open(slot)
     }
 
     /// A good record was given. Says whether it is newer than all before. Once enough servers agree on the key document, nobody is
@@ -261,6 +293,14 @@ impl Lookup<'_> {
         }
         addresses(&record)
     }
+}
+
+/// Whether a record that fails in this way is kept by no honest server, whatever its clock and ours say.
+fn is_lie(error: &RecordError) -> bool {
+    !matches!(
+        error,
+        RecordError::OtherDay | RecordError::Expired | RecordError::TooFarAhead
+    )
 }
 
 /// What to dial. Straight addresses come first; at relays the node has a place.

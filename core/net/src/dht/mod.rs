@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::errand::{Carrier, Errand};
+use self::errand::{Carrier, Errand, Learned};
 pub(crate) use self::lookup::Found;
 pub(crate) use self::server::Behaviour as Server;
 pub use self::{
@@ -65,7 +65,7 @@ pub type Clock = Arc<dyn Fn() -> MilliSecondsSinceUnixEpoch + Send + Sync>;
 const ERRAND: Duration = Duration::from_secs(60);
 
 /// For one server's handshake. Errands ask several side by side, and those that are slow are left out.
-const HANDSHAKE: Duration = Duration::from_secs(3);
+const HANDSHAKE: Duration = Duration::from_secs(2);
 
 /// Paths that a lookup takes side by side.
 const PATHS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(5);
@@ -331,20 +331,24 @@ impl Dht {
         servers
     }
 
-    /// Remembers the servers that an errand met, before those that were known, and forgets those that it missed while it
-    /// reached others.
+    /// Forgets the servers that lied to an errand, and those that it missed while it met others; and remembers those that it met
+    /// in the places that are left. Who is known and there stays: those who lead errands to their own friends would soon be
+    /// all that is known.
     async fn learn(&self, servers: &[PeerAddresses], errand: Errand) {
-        let (met, missed) = errand.end();
-        let configured: Vec<_> = lock(&self.0.configured).iter().map(|server| server.peer_id).collect();
-        let configured = |peer: &PeerId| configured.contains(peer);
-        let known = servers.iter().filter(|server| !configured(&server.peer_id));
-        let left = known.filter(|server| met.is_empty() || !missed.contains(&server.peer_id));
-        let mut learned: Vec<_> = met.iter().chain(left).cloned().collect();
-        learned.retain(|server| !configured(&server.peer_id));
-        learned.truncate(MAX_SERVERS);
-        if met.is_empty() && missed.is_empty() {
+        let Learned { met, missed, liars } = errand.end();
+        if met.is_empty() && missed.is_empty() && liars.is_empty() {
             return;
         }
+        let configured: Vec<_> = lock(&self.0.configured).iter().map(|server| server.peer_id).collect();
+        let gone = |peer: &PeerId| !met.is_empty() && missed.contains(peer);
+        let known = servers.iter().filter(|server| !gone(&server.peer_id));
+        let new = met
+            .iter()
+            .filter(|met| !servers.iter().any(|server| server.peer_id == met.peer_id));
+        let trusted = known
+            .chain(new)
+            .filter(|server| !configured.contains(&server.peer_id) && !liars.contains(&server.peer_id));
+        let learned = trusted.take(MAX_SERVERS).cloned().collect();
         if let Err(error) = self.0.directory.keep_dht_servers(learned).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

@@ -98,8 +98,6 @@ struct World {
     time: Time,
     rng: StdRng,
     machines: Vec<Machine>,
-    /// The share of new servers that is hostile.
-    hostile: f64,
     /// Machines so far: numbers their addresses.
     made: u32,
     /// Servers that came and went while people were at work.
@@ -112,7 +110,7 @@ fn transport(internet: &Internet, address: Ipv4Addr, keypair: &Keypair) -> swarm
 }
 
 impl World {
-    fn new(hostile: f64) -> Self {
+    fn new() -> Self {
         Self {
             internet: Internet::new(Delays {
                 handshake: HANDSHAKE_TIME,
@@ -122,7 +120,6 @@ impl World {
             time: Time::noon(),
             rng: StdRng::seed_from_u64(4),
             machines: Vec::new(),
-            hostile,
             made: 0,
             exchanged: 0,
         }
@@ -227,7 +224,7 @@ impl World {
         before - self.machines.len()
     }
 
-    /// Servers come and go until something is done.
+    /// Servers come and go until something is done. Hostile ones stay, so that their share does.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
         let every = STAY / self.machines.len() as u32;
         let mut due = interval_at(Instant::now() + every, every);
@@ -242,8 +239,7 @@ impl World {
                 .collect();
             let goes = *honest.choose(&mut self.rng).unwrap();
             self.kill(goes);
-            let hostility = self.rng.gen_bool(self.hostile).then(|| self.some_hostility());
-            self.start(hostility);
+            self.start(None);
             self.time.pass(every.as_millis() as u64);
             self.exchanged += 1;
         }

@@ -161,10 +161,21 @@ async fn look_up(dht: &Dht, bob: &Bob) -> Option<Duration> {
 
 async fn play(scenario: Scenario) -> Report {
     let servers = *SERVERS;
-    let mut world = World::new(scenario.hostile);
-    let hostile = |count: usize| (count as f64 * scenario.hostile) as usize;
+    let mut world = World::new();
+    let begun = Instant::now();
+    let tell = |world: &World, what: &str| {
+        let seconds = begun.elapsed().as_secs();
+        println!(
+            "  {seconds} s: {what}; {} connections so far",
+            world.internet.connections()
+        );
+    };
+    println!("{servers} servers, {}:", scenario.name);
     world.join(FIRST, 0).await;
-    world.join(servers - FIRST, hostile(servers)).await;
+    world
+        .join(servers - FIRST, (servers as f64 * scenario.hostile) as usize)
+        .await;
+    tell(&world, "all have joined");
     let mut people: Vec<_> = (0..(servers / 4).min(MAX_PEOPLE))
         .map(|_| Person {
             bob: Bob::new(),
@@ -180,12 +191,15 @@ async fn play(scenario: Scenario) -> Report {
         }
     }
     let puts = world.publish(&mut people, BEFORE).await;
+    tell(&world, "all have published");
 
-    // A fifth of the servers is gone an hour later, the first ones among them; as many are new.
+    // A fifth of the honest servers is gone an hour later, the first ones among them; as many are new.
     let gone = world.die(0.2);
     world.time.pass(60 * 60 * 1000);
-    world.join(gone, hostile(gone)).await;
+    world.join(gone, 0).await;
+    tell(&world, "the first are dead, and others have joined");
     let moved = world.publish(&mut people, AFTER).await;
+    tell(&world, "all have moved");
     let everybody: Vec<_> = people.iter().collect();
     let gets = world.look_up(&people, &everybody).await;
     let besieged: Vec<_> = besieged.iter().map(|index| &people[*index]).collect();
@@ -200,10 +214,8 @@ async fn play(scenario: Scenario) -> Report {
         gets,
         besieged,
     };
-    println!(
-        "{servers} servers, {}: {} came and went meanwhile",
-        scenario.name, world.exchanged
-    );
+    tell(&world, "all were looked up");
+    println!("  {} came and went meanwhile", world.exchanged);
     println!("  puts: {}", report.puts);
     println!("  puts after the first ones died: {}", report.moved);
     println!("  gets: {}", report.gets);

@@ -1,18 +1,20 @@
 //! Servers of the test's own, which look closely at what they are given, or lie.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, iter};
 
 use futures::StreamExt;
+use kith_identity::TransportKey;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     identity::Keypair,
     kad::{self, store::MemoryStore, store::RecordStore},
     swarm::SwarmEvent,
 };
+use rand::rngs::OsRng;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{Bob, DAY, HOUR, NOON, QUIC, Time, at, known_servers, look_up_all, soon};
-use crate::{Timing, dht::settings, relay::Relay, swarm};
+use crate::{Timing, dht::settings, peer_id_of, peers::lock, relay::Relay, swarm};
 
 /// A server of the test's own: gives what it was told to, and shows what it is given.
 struct Spy {
@@ -206,4 +208,40 @@ async fn an_older_record_of_the_same_day_does_not_end_the_search() {
     let (finder, _) = time.dht(vec![liar.address.clone()]);
     let found = look_up_all(&finder, &bob.name()).await;
     assert_eq!(found, [bob.address(1), bob.address(2)]);
+}
+
+/// More than an errand begins at.
+const LIARS: usize = 24;
+
+#[tokio::test]
+async fn whoever_is_misled_forgets_the_liars_and_searches_again() {
+    let time = Time::noon();
+    let mut bob = Bob::new();
+    let (document, record) = (bob.document_at(time.now()), bob.where_at(time.now(), 1));
+    let key = kad::RecordKey::new(record.dht_key().as_bytes());
+    let mut liars = Vec::new();
+    for _ in 0..LIARS {
+        liars.push(spy(vec![kad::Record::new(key.clone(), vec![7; 1000])], None).await);
+    }
+    let liars_known = known_servers(&liars.iter().map(|liar| liar.address.clone()).collect::<Vec<_>>());
+    // All of them are nearer to the record than who has it: the first search does not ask it.
+    let distance = |peer: PeerId| kad::KBucketKey::from(peer).distance(&kad::KBucketKey::new(key.clone()));
+    let farthest = liars_known.iter().map(|liar| distance(liar.peer_id)).max().unwrap();
+    let honest_key = iter::repeat_with(|| TransportKey::generate(&mut OsRng))
+        .find(|key| distance(peer_id_of(key).unwrap()) > farthest)
+        .unwrap();
+    let honest = time.server_at(QUIC.parse().unwrap(), honest_key, Vec::new()).await;
+    let (publisher, _) = time.dht(honest.addrs());
+    for record in [&document, &record] {
+        assert_eq!(soon(publisher.publish(record)).await.unwrap(), 1);
+    }
+
+    let (finder, known) = time.dht(Vec::new());
+    let honest = known_servers(&honest.addrs());
+    *lock(&known.servers) = [liars_known, honest.clone()].concat();
+    lock(&known.documents).insert(bob.name(), bob.document.clone());
+    assert_eq!(look_up_all(&finder, &bob.name()).await, [bob.address(1)]);
+    let left = lock(&known.servers).clone();
+    assert!(left.contains(&honest[0]));
+    assert!(left.len() <= 1 + LIARS - kad::K_VALUE.get(), "{}", left.len());
 }
