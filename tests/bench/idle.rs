@@ -29,11 +29,11 @@ const WINDOW: Duration = Duration::from_secs(330);
 /// somebody is dialled again who was not reached.
 const SETTLED: Duration = Duration::from_secs(150);
 
-/// For connections to settle.
-const PATIENCE: Duration = Duration::from_secs(20 * 60);
+/// Longer than a phone's connection lingers because something was said on it, or was delivered after the start.
+const AT_REST: Duration = Duration::from_secs(11 * 60);
 
-/// What Ethernet adds to each packet that an interface counts.
-const FRAME: u64 = 14;
+/// For connections to settle.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// Contacts that are set up at once.
 const AT_ONCE: usize = 4;
@@ -134,7 +134,7 @@ pub(crate) async fn measure() -> Table {
     ];
     let rooms = [SMALL_ROOMS, ROOMS, &[], ROOMS];
     let talks = measured.iter().zip(rooms).map(|((node, _), rooms)| async {
-        settle(node, 0).await;
+        settle(node, 0, SETTLED).await;
         talk(node, &clients, rooms).await;
     });
     join_all(talks).await;
@@ -146,7 +146,7 @@ pub(crate) async fn measure() -> Table {
     for index in [0, 1, 3] {
         measured[index].0.restart().await;
     }
-    let peers = join_all(measured.iter().map(|(node, _)| settle(node, 0))).await;
+    let peers = join_all(measured.iter().map(|(node, _)| settle(node, 0, AT_REST))).await;
     let started = difference(&before, &counters(&measured).await);
     row(
         &mut table,
@@ -236,11 +236,11 @@ async fn talk(node: &Node, contacts: &[&Client], kinds: &[(usize, usize)]) {
     }
 }
 
-/// Waits until so many servers are connected at the least, and then until their number has not changed for a while; gives it.
-async fn settle(node: &Node, least: usize) -> usize {
+/// Waits until so many servers are connected at the least, and then until their number has not changed for so long; gives it.
+async fn settle(node: &Node, least: usize, still: Duration) -> usize {
     let begun = Instant::now();
     let (mut count, mut since) = (connected(node).await, Instant::now());
-    while count < least || since.elapsed() < SETTLED {
+    while count < least || since.elapsed() < still {
         assert!(begun.elapsed() < PATIENCE, "connections come and go: {count}");
         sleep(Duration::from_secs(1)).await;
         let now = connected(node).await;
@@ -268,12 +268,12 @@ async fn memory(table: &mut Table, node: Node, contacts: &[&Node]) {
             assert!(done.success(), "{error}");
         }
     }
-    let count = settle(&node, contacts.len()).await;
+    let count = settle(&node, contacts.len(), SETTLED).await;
     let each = (resident_mb(node.pid()) - before) * 1e3 / count as f64;
     table.row(["memory of each of 50 connections", "", "", "", &format!("{each:.0} KB")]);
 }
 
-/// What crossed an interface.
+/// What a machine sent and received, from IP's header on.
 #[derive(Debug, Clone, Copy)]
 struct Traffic {
     bytes: u64,
@@ -284,27 +284,29 @@ async fn counters(measured: &[(Node, &Host)]) -> Vec<Traffic> {
     join_all(measured.iter().map(|(_, host)| traffic(host))).await
 }
 
-/// Both ways, without Ethernet's part.
+/// Both ways. The interface's own counters would take ARP for traffic; programs on one machine talk over Unix sockets here.
 async fn traffic(host: &Host) -> Traffic {
     let line = host.on();
     let mut read = Command::new(&line[0]);
-    read.args(&line[1..]).args(["cat", "/proc/net/dev"]);
+    read.args(&line[1..])
+        .args(["cat", "/proc/net/netstat", "/proc/net/snmp"]);
     let output = read.output().await.expect("cat runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let counts = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("eth:"))
-        .expect("the interface");
-    let counts: Vec<u64> = counts
-        .split_whitespace()
-        .map(|count| count.parse().expect("a number"))
-        .collect();
-    // proc(5): eight numbers for what came, then for what went, bytes and packets first.
-    let packets = counts[1] + counts[9];
     Traffic {
-        bytes: counts[0] + counts[8] - FRAME * packets,
-        packets,
+        bytes: counter(&text, "IpExt:", "InOctets") + counter(&text, "IpExt:", "OutOctets"),
+        packets: counter(&text, "Ip:", "InReceives") + counter(&text, "Ip:", "OutRequests"),
     }
+}
+
+/// proc(5): a line of names, and one of values.
+fn counter(text: &str, group: &str, name: &str) -> u64 {
+    let mut lines = text
+        .lines()
+        .filter(|line| line.split_whitespace().next() == Some(group));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let value = pairs.find_map(|(known, value)| (known == name).then_some(value));
+    value.expect("the counter").parse().expect("a number")
 }
 
 fn difference(before: &[Traffic], after: &[Traffic]) -> Vec<Traffic> {

@@ -39,6 +39,15 @@ pub(crate) struct Given {
     pub(crate) by: Option<PeerId>,
 }
 
+/// What came of a publication.
+#[derive(Default)]
+pub(crate) struct Put {
+    /// How many servers were found to give the record to.
+    pub(crate) found: usize,
+    /// Those that took it, or seemed to.
+    pub(crate) taken: Vec<PeerAddresses>,
+}
+
 /// A swarm for one errand.
 pub(crate) struct Errand {
     swarm: Swarm<kad::Behaviour<MemoryStore>>,
@@ -140,8 +149,8 @@ impl Errand {
         None
     }
 
-    /// Finds the servers nearest to a key, and gives them a record. Says who took it, or seemed to.
-    pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Vec<PeerAddresses> {
+    /// Finds the servers nearest to a key, and gives them a record.
+    pub(crate) async fn put(&mut self, key: DhtKey, value: Vec<u8>, replicas: NonZeroUsize) -> Put {
         let nearest = self.nearest(key, replicas).await;
         for server in &nearest {
             // Kademlia forgets with its query where peers are; connections may have ended meanwhile.
@@ -149,7 +158,9 @@ impl Errand {
             // It is connected, or being dialled: all the better.
             let _ = self.swarm.dial(again.build());
         }
-        self.give(key, value, nearest).await
+        let found = nearest.len();
+        let taken = self.give(key, value, nearest).await;
+        Put { found, taken }
     }
 
     async fn nearest(&mut self, key: DhtKey, count: NonZeroUsize) -> Vec<PeerAddresses> {
@@ -201,6 +212,7 @@ impl Errand {
         self.learned.liars.push(server);
     }
 
+    /// What it learned.
     pub(crate) fn end(self) -> Learned {
         self.learned
     }

@@ -53,38 +53,50 @@ impl Dht {
             return;
         };
         for _ in 0..ROUNDS {
-            let servers = self.servers().await;
-            if servers.is_empty() {
-                return;
-            }
-            let errand = match self.errand(&servers, PATHS) {
-                Ok(errand) => errand,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the DHT cannot be asked");
-                    return;
-                }
-            };
-            let mut lookup = Lookup {
-                dht: self,
-                identity,
-                document: self.known_document(server).await,
-                errand,
-                days: Day::around(self.0.directory.now())[..1].to_vec(),
-                kinds: Vec::new(),
-                slots: HashMap::new(),
-                waiting: Vec::new(),
-                newest: HashMap::new(),
-                lies: 0,
-            };
-            // What was found until now stays found.
-            let searched = timeout(ERRAND, lookup.run(server, found));
-            let ended = unwanted.run_until_cancelled(searched).await;
-            let misled = lookup.is_misled();
-            self.learn(&servers, lookup.errand).await;
-            if ended.is_none() || found.is_closed() || !misled {
+            let misled = self.search(identity, server, found, unwanted).await;
+            if !misled || unwanted.is_cancelled() || found.is_closed() {
                 return;
             }
         }
+    }
+
+    /// One search. Says whether hostile servers had the word in it.
+    async fn search(
+        &self,
+        identity: IdentityPublicKey,
+        server: &ServerName,
+        found: &mpsc::Sender<Found>,
+        unwanted: &CancellationToken,
+    ) -> bool {
+        let servers = self.servers().await;
+        if servers.is_empty() {
+            return false;
+        }
+        let errand = match self.errand(&servers, PATHS) {
+            Ok(errand) => errand,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the DHT cannot be asked");
+                return false;
+            }
+        };
+        let mut lookup = Lookup {
+            dht: self,
+            identity,
+            document: self.known_document(server).await,
+            errand,
+            days: Day::around(self.0.directory.now())[..1].to_vec(),
+            kinds: Vec::new(),
+            slots: HashMap::new(),
+            waiting: Vec::new(),
+            newest: HashMap::new(),
+            lies: 0,
+        };
+        // What was found until now stays found.
+        let searched = timeout(ERRAND, lookup.run(server, found));
+        let _ = unwanted.run_until_cancelled(searched).await;
+        let misled = lookup.is_misled();
+        self.learn(&servers, lookup.errand).await;
+        misled
     }
 
     async fn known_document(&self, server: &ServerName) -> Option<KeyDocument> {

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::errand::{Carrier, Errand, Learned};
+use self::errand::{Carrier, Errand, Learned, Put};
 pub(crate) use self::lookup::Found;
 pub(crate) use self::server::Behaviour as Server;
 pub use self::{
@@ -165,14 +165,17 @@ struct LookedUp {
 #[derive(Clone)]
 struct Stored {
     servers: Vec<PeerAddresses>,
+    /// How many it was given to.
+    given: usize,
     /// When those nearest to its key were looked for.
     sought: Instant,
 }
 
 impl Stored {
-    /// Whether so few have gone that as few new ones are likely to be nearer: at least two in three took it.
+    /// Whether so few have gone that as few new ones are likely to be nearer: at least two in three took it, and half of those
+    /// that it was given to at first.
     fn is_enough(&self, taken: usize) -> bool {
-        taken * 3 >= self.servers.len() * 2
+        taken * 3 >= self.servers.len() * 2 && taken * 2 >= self.given
     }
 }
 
@@ -245,13 +248,18 @@ impl Dht {
         let sought = Instant::now();
         let mut errand = self.errand(&servers, self.0.config.paths)?;
         let put = errand.put(key, value, self.0.config.replicas);
-        let taken = timeout(ERRAND, put).await.unwrap_or_default();
+        let Put { found, taken } = timeout(ERRAND, put).await.unwrap_or_default();
         self.learn(&servers, errand).await;
         if taken.is_empty() {
             return Err(PublishError::NotTaken);
         }
         let count = taken.len();
-        self.remember(key, Stored { servers: taken, sought });
+        let stored = Stored {
+            servers: taken,
+            given: found,
+            sought,
+        };
+        self.remember(key, stored);
         Ok(count)
     }
 

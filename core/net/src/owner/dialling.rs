@@ -150,6 +150,7 @@ impl Owner {
             }
             return;
         }
+        tracing::debug!(%server, "a server is sought");
         self.dialling.sought += 1;
         let attempt = Attempt {
             waiting: reply.into_iter().collect(),
@@ -211,6 +212,7 @@ impl Owner {
         );
         self.later.spawn(async move {
             if unwanted.run_until_cancelled(sleep(head_start)).await.is_some() {
+                tracing::debug!(%server, "the DHT is asked where a server is");
                 dht.look_up(&server, &found, &unwanted).await;
             }
             Later::Searched(server, number)

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Dht, DhtConfig, PATHS, ServerConfig, ShelfLimits, errand::Errand, known_servers};
+use super::{Dht, DhtConfig, PATHS, ServerConfig, ShelfLimits, Stored, errand::Errand, known_servers};
 use crate::{
     Directory, DirectoryError, PeerAddresses, PublishError, Timing, peer_id_of,
     peers::lock,
@@ -333,7 +333,7 @@ fn errand(servers: &[Multiaddr]) -> Errand {
 /// Publishes bytes as they are: servers seem to take everything.
 async fn put(server: &Relay, key: kith_identity::DhtKey, value: Vec<u8>) {
     let mut errand = errand(&server.addrs());
-    let took = soon(errand.put(key, value, std::num::NonZeroUsize::MIN)).await;
+    let took = soon(errand.put(key, value, std::num::NonZeroUsize::MIN)).await.taken;
     assert_eq!(took.len(), 1);
     assert_eq!(took[0].peer_id, server.peer_id());
 }
@@ -426,6 +426,32 @@ async fn a_server_that_found_nobody_joins_when_somebody_is_there() {
     drop(place);
     let late = time.server_at(at, key, Vec::new()).await;
     soon(late.dht().wait_for(|status| status.servers == 1)).await.unwrap();
+}
+
+#[test]
+fn those_who_took_a_record_are_enough_while_most_are_there() {
+    // (servers that it was given to, that took it, that take it again, whether they are enough)
+    let cases = [
+        (3, 3, 2, true),
+        (3, 3, 1, false),
+        (16, 16, 11, true),
+        (16, 16, 10, false),
+        (16, 9, 8, true),
+        (16, 9, 7, false),
+        (2, 2, 2, true),
+    ];
+    for (given, took, again, enough) in cases {
+        let server = PeerAddresses {
+            peer_id: PeerId::random(),
+            addresses: Vec::new(),
+        };
+        let stored = Stored {
+            servers: vec![server; took],
+            given,
+            sought: Instant::now(),
+        };
+        assert_eq!(stored.is_enough(again), enough, "{again} of {took} of {given}");
+    }
 }
 
 #[tokio::test]
