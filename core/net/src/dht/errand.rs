@@ -12,6 +12,7 @@ use libp2p::{
     kad::{self, GetRecordOk, PutRecordError, QueryId, QueryResult, RecordKey, store::MemoryStore},
     swarm::{SwarmEvent, dial_opts::DialOpts},
 };
+use tokio::time::timeout;
 
 use super::settings;
 use crate::{
@@ -25,6 +26,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// For one query to end.
 const QUERY: Duration = Duration::from_secs(20);
+
+/// Kademlia notices that it waited for too long only when it is asked for more: this often at the least.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// Servers that an errand remembers having met.
 const MAX_MET: usize = 32;
@@ -219,7 +223,7 @@ impl Errand {
 
     /// What came of a query, if it is one of ours; and whether that is all.
     async fn progress(&mut self) -> Option<(QueryId, QueryResult, bool)> {
-        match self.swarm.select_next_some().await {
+        match timeout(BEAT, self.swarm.select_next_some()).await.ok()? {
             SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => {
                 if matches!(result, QueryResult::Bootstrap(_)) {
                     if let Some(mut query) = self.swarm.behaviour_mut().query_mut(&id) {

@@ -28,9 +28,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Dht, DhtConfig, PATHS, ServerConfig, ShelfLimits, Stored, errand::Errand, known_servers};
+use super::{Dht, DhtConfig, ERRAND, PATHS, ServerConfig, ShelfLimits, Stored, errand::Errand, known_servers};
 use crate::{
-    Directory, DirectoryError, PeerAddresses, PublishError, Timing, peer_id_of,
+    Directory, DirectoryError, PeerAddresses, PublishError, Timing,
+    internet::{Delays, Internet, address_of},
+    peer_id_of,
     peers::lock,
     relay::{Relay, RelayConfig, RelayLimits},
     swarm,
@@ -426,6 +428,24 @@ async fn a_server_that_found_nobody_joins_when_somebody_is_there() {
     drop(place);
     let late = time.server_at(at, key, Vec::new()).await;
     soon(late.dht().wait_for(|status| status.servers == 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_search_ends_though_a_server_neither_answers_nor_refuses() {
+    let never = Duration::from_secs(60 * 60);
+    let internet = Internet::new(Delays {
+        handshake: never,
+        dead: never,
+        link: Duration::ZERO,
+    });
+    let (own, server) = (Ipv4Addr::new(11, 0, 0, 1), Ipv4Addr::new(11, 0, 0, 2));
+    let carrier: super::Carrier = Arc::new(move |keypair, _| Ok(internet.transport(own, keypair)));
+    let server = address_of(server).with(Protocol::P2p(PeerId::random()));
+    let mut errand = Errand::new(&carrier, &Timing::default(), &known_servers(&[server]), PATHS).unwrap();
+    errand.seek(Bob::new().document_at(at(NOON)).dht_key());
+    // Otherwise it is cut off, and what it found is lost. In a task of its own: waiting for it does not make it look at its clocks.
+    let search = tokio::spawn(async move { errand.next().await.is_none() });
+    assert!(timeout(ERRAND / 2, search).await.expect("no end").unwrap());
 }
 
 #[test]
