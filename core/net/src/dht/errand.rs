@@ -46,8 +46,8 @@ pub(crate) struct Given {
 /// What came of a publication.
 #[derive(Default)]
 pub(crate) struct Put {
-    /// How many servers were found to give the record to.
-    pub(crate) found: usize,
+    /// How many servers the record was given to.
+    pub(crate) given: usize,
     /// Those that took it, or seemed to.
     pub(crate) taken: Vec<PeerAddresses>,
 }
@@ -62,11 +62,11 @@ pub(crate) struct Errand {
 /// What an errand learned of servers.
 #[derive(Default)]
 pub(crate) struct Learned {
-    /// Those met that were not known before.
+    /// Those met that its Kademlia did not know: it has not room for all that the errand began with.
     pub(crate) met: Vec<PeerAddresses>,
     /// Those that were not reached.
     pub(crate) missed: Vec<PeerId>,
-    /// Those that lied.
+    /// Those that lied, once for each lie.
     pub(crate) liars: Vec<PeerId>,
 }
 
@@ -162,9 +162,9 @@ impl Errand {
             // It is connected, or being dialled: all the better.
             let _ = self.swarm.dial(again.build());
         }
-        let found = nearest.len();
+        let given = nearest.len();
         let taken = self.give(key, value, nearest).await;
-        Put { found, taken }
+        Put { given, taken }
     }
 
     async fn nearest(&mut self, key: DhtKey, count: NonZeroUsize) -> Vec<PeerAddresses> {
@@ -214,6 +214,11 @@ impl Errand {
     /// A server lied.
     pub(crate) fn distrust(&mut self, server: PeerId) {
         self.learned.liars.push(server);
+    }
+
+    /// How many lies there were.
+    pub(crate) fn lies(&self) -> usize {
+        self.learned.liars.len()
     }
 
     /// What it learned.

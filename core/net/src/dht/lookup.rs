@@ -89,7 +89,6 @@ impl Dht {
             slots: HashMap::new(),
             waiting: Vec::new(),
             newest: HashMap::new(),
-            lies: 0,
         };
         // What was found until now stays found.
         let searched = timeout(ERRAND, lookup.run(server, found));
@@ -127,8 +126,6 @@ struct Lookup<'a> {
     waiting: Vec<AddressRecord>,
     /// Of each kind the newest record that was found.
     newest: HashMap<RecordKind, Newest>,
-    /// Records given that no honest server keeps.
-    lies: usize,
 }
 
 /// The newest record of a kind, as far as it is known.
@@ -220,12 +217,12 @@ impl Lookup<'_> {
         }
     }
 
-    /// Whether more servers lied than gave the newest addresses of any node.
+    /// Whether there were more lies than servers that gave the newest addresses of any node.
     fn is_misled(&self) -> bool {
         let addresses = |kind: &RecordKind| matches!(kind, RecordKind::Address(_));
         let given = self.newest.iter().filter(|(kind, _)| addresses(kind));
         let most = given.map(|(_, newest)| newest.servers).max();
-        self.lies > most.unwrap_or(0)
+        self.errand.lies() > most.unwrap_or(0)
     }
 
     fn open(&mut self, given: &Given, now: MilliSecondsSinceUnixEpoch) -> Result<Record, RecordError> {
@@ -237,7 +234,6 @@ impl Lookup<'_> {
         if let (Err(error), Some(liar)) = (&sealed, given.by)
             && is_lie(error)
         {
-            self.lies += 1;
             self.errand.distrust(liar);
         }
         sealed?.open(slot)

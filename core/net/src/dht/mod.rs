@@ -248,7 +248,7 @@ impl Dht {
         let sought = Instant::now();
         let mut errand = self.errand(&servers, self.0.config.paths)?;
         let put = errand.put(key, value, self.0.config.replicas);
-        let Put { found, taken } = timeout(ERRAND, put).await.unwrap_or_default();
+        let Put { given, taken } = timeout(ERRAND, put).await.unwrap_or_default();
         self.learn(&servers, errand).await;
         if taken.is_empty() {
             return Err(PublishError::NotTaken);
@@ -256,7 +256,7 @@ impl Dht {
         let count = taken.len();
         let stored = Stored {
             servers: taken,
-            given: found,
+            given,
             sought,
         };
         self.remember(key, stored);
