@@ -22,7 +22,7 @@ pub struct Quality {
     pub delay: Duration,
     /// How much longer it may take. Frames do not overtake each other.
     pub jitter: Duration,
-    /// Which part of the packets is lost: between 0 and 1.
+    /// Which part of the packets is lost: between 0 and 1, in hundredths.
     pub loss: f64,
 }
 

@@ -23,7 +23,7 @@ use std::{
 };
 
 use kith_tests::{Carried, Quality};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
 
 /// Frames on their way in one direction; more are refused, as by a full queue of a router.
 const QUEUE: usize = 4096;
@@ -48,6 +48,38 @@ impl Counts {
             lost: self.lost.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Packets of which the wanted part is lost.
+const HUNDRED: usize = 100;
+
+/// Which packets are lost: of each hundred the wanted part, at places that the dice choose. So a line that carries little loses its
+/// part as well.
+struct Losses {
+    of_each_hundred: usize,
+    places: Vec<usize>,
+    /// Packets so far, of this hundred.
+    passed: usize,
+}
+
+impl Losses {
+    fn new(part: f64) -> Self {
+        Self {
+            of_each_hundred: (part * HUNDRED as f64).round() as usize,
+            places: Vec::new(),
+            passed: 0,
+        }
+    }
+
+    /// Whether the next packet is lost.
+    fn next(&mut self, dice: &mut impl Rng) -> bool {
+        if self.passed == 0 {
+            self.places = index::sample(dice, HUNDRED, self.of_each_hundred).into_vec();
+        }
+        let lost = self.places.contains(&self.passed);
+        self.passed = (self.passed + 1) % HUNDRED;
+        lost
     }
 }
 
@@ -88,10 +120,11 @@ fn main() {
 fn take(mut from: File, queue: &SyncSender<Due>, quality: &Quality, mut dice: StdRng, counts: &Counts) {
     let mut buffer = vec![0; LARGEST];
     let mut last = Instant::now();
+    let mut losses = Losses::new(quality.loss);
     while let Ok(length) = from.read(&mut buffer) {
         let frame = &buffer[..length];
         // Only what travels far is lost: neighbours asking for each other's hardware address (ARP) do not.
-        if frame.get(12..14) == Some(&IPV4[..]) && dice.gen_bool(quality.loss) {
+        if frame.get(12..14) == Some(&IPV4[..]) && losses.next(&mut dice) {
             counts.lost.fetch_add(1, Ordering::Relaxed);
             continue;
         }
@@ -123,4 +156,21 @@ fn say(what: &impl serde::Serialize) {
     let line = serde_json::to_string(what).expect("JSON");
     // Nobody listens any more: the input has ended, too.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_hundred_packets_the_wanted_part_is_lost() {
+        for (part, lost) in [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 50), (1.0, 100)] {
+            let mut dice = StdRng::seed_from_u64(1);
+            let mut losses = Losses::new(part);
+            for _ in 0..3 {
+                let count = (0..HUNDRED).filter(|_| losses.next(&mut dice)).count();
+                assert_eq!(count, lost, "{part}");
+            }
+        }
+    }
 }
