@@ -2,7 +2,7 @@
 //! and tells nodes whether they are reachable without it (AutoNAT v2). It forwards ciphertext between PeerIds, and knows no
 //! server name, no hello and no key document.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::HashMap, num::NonZeroU32, time::Duration};
 
 use futures::StreamExt;
 use kith_identity::TransportKey;
@@ -14,9 +14,9 @@ use libp2p::{
     identify,
     identity::Keypair,
     memory_connection_limits, ping, relay,
-    swarm::{NetworkBehaviour, SwarmEvent},
+    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,6 +28,9 @@ use crate::{
 /// libp2p's AutoNAT gives a dial ten seconds, and takes one that is still under way then for its own fault, so that the node asks
 /// again and again. Dials may take two handshakes.
 const MAX_HANDSHAKE: Duration = Duration::from_secs(4);
+
+/// Nodes ask for signs of life, and the relay answers: to ask as well would wake phones. libp2p's ping asks once all the same.
+const PING_INTERVAL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What a relay is started with.
 pub struct RelayConfig {
@@ -150,7 +153,8 @@ impl Relay {
         }
         let dht = swarm.behaviour().dht.status();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(swarm, listeners, !given, stop.clone()));
+        let arrivals = Arrivals::new(timing.handshake * 2);
+        let task = tokio::spawn(run(swarm, arrivals, listeners, !given, stop.clone()));
         Ok(Self {
             peer_id,
             listen,
@@ -224,8 +228,7 @@ fn behaviour(keypair: &Keypair, limits: &RelayLimits, dht: DhtServerConfig, reac
         autonat: autonat::Behaviour::default(),
         identify: swarm::identify_behaviour(keypair),
         dht: dht::Server::started(peer_id, dht),
-        // Answers pings; asks hardly ever, because QUIC's own keep-alive notices who is gone.
-        ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(10 * 60))),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL)),
     }
 }
 
@@ -234,11 +237,69 @@ fn refill(per_minute: NonZeroU32) -> Duration {
     Duration::from_secs(60) / per_minute.get()
 }
 
+/// The connections that nodes opened, in the order in which they came.
+struct Arrivals {
+    connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
+    /// Those of a node that come within this belong to one dial, of which the node keeps one.
+    one_dial: Duration,
+}
+
+impl Arrivals {
+    fn new(one_dial: Duration) -> Self {
+        Self {
+            connections: HashMap::new(),
+            one_dial,
+        }
+    }
+
+    fn note(&mut self, node: PeerId, id: ConnectionId, now: Instant) {
+        self.connections.entry(node).or_default().push((id, now));
+    }
+
+    fn forget(&mut self, node: PeerId, id: ConnectionId) {
+        if let Some(connections) = self.connections.get_mut(&node) {
+            connections.retain(|(known, _)| *known != id);
+            if connections.is_empty() {
+                self.connections.remove(&node);
+            }
+        }
+    }
+
+    /// What a node that has just been given a place has left behind. libp2p's relay takes any connection with a place for a circuit, and one
+    /// whose path is lost leads nowhere until it is noticed.
+    fn left_behind(&self, node: PeerId) -> Vec<ConnectionId> {
+        let connections = self.connections.get(&node).map(Vec::as_slice).unwrap_or_default();
+        let Some((_, newest)) = connections.last() else {
+            return Vec::new();
+        };
+        let older = connections.iter().filter(|(_, came)| *newest - *came > self.one_dial);
+        older.map(|(id, _)| *id).collect()
+    }
+}
+
 /// `follow` says whether interfaces that come up later are given to nodes too.
-async fn run(mut swarm: Swarm<Behaviour>, listeners: Vec<ListenerId>, follow: bool, stop: CancellationToken) {
+async fn run(
+    mut swarm: Swarm<Behaviour>,
+    mut arrivals: Arrivals,
+    listeners: Vec<ListenerId>,
+    follow: bool,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
             event = swarm.select_next_some() => match event {
+                SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } if endpoint.is_listener() => {
+                    arrivals.note(peer_id, connection_id, Instant::now());
+                }
+                SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => arrivals.forget(peer_id, connection_id),
+                SwarmEvent::Behaviour(BehaviourEvent::Relay(relay::Event::ReservationReqAccepted {
+                    src_peer_id, renewed: false,
+                })) => {
+                    tracing::debug!("a place was given");
+                    for id in arrivals.left_behind(src_peer_id) {
+                        swarm.close_connection(id);
+                    }
+                }
                 SwarmEvent::NewListenAddr { address, .. } if follow => swarm.add_external_address(address),
                 SwarmEvent::ExpiredListenAddr { address, .. } if follow => swarm.remove_external_address(&address),
                 SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
@@ -256,7 +317,6 @@ async fn run(mut swarm: Swarm<Behaviour>, listeners: Vec<ListenerId>, follow: bo
 fn log(event: &SwarmEvent<BehaviourEvent>) {
     match event {
         SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => match event {
-            relay::Event::ReservationReqAccepted { renewed: false, .. } => tracing::debug!("a place was given"),
             relay::Event::ReservationReqDenied { .. } => tracing::info!("a place was denied"),
             relay::Event::CircuitReqAccepted { .. } => tracing::debug!("a circuit was opened"),
             relay::Event::CircuitReqDenied { .. } => tracing::info!("a circuit was denied"),
@@ -270,6 +330,26 @@ fn log(event: &SwarmEvent<BehaviourEvent>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_comes_anew_has_left_its_older_connections() {
+        let mut arrivals = Arrivals::new(Duration::from_secs(10));
+        let (node, other) = (PeerId::random(), PeerId::random());
+        let [stale, quic, tcp, another] = [1, 2, 3, 4].map(ConnectionId::new_unchecked);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        arrivals.note(node, stale, start);
+        arrivals.note(other, another, after(1));
+        assert!(arrivals.left_behind(node).is_empty());
+        arrivals.note(node, quic, after(60));
+        arrivals.note(node, tcp, after(61));
+        assert_eq!(arrivals.left_behind(node), [stale]);
+        assert!(arrivals.left_behind(other).is_empty());
+        for id in [stale, quic, tcp] {
+            arrivals.forget(node, id);
+        }
+        assert_eq!(arrivals.connections.len(), 1);
+    }
 
     #[test]
     fn what_may_be_asked_for_in_a_minute_comes_back_in_a_minute() {

@@ -125,6 +125,8 @@ pub(crate) enum Greeting {
 pub(crate) enum Standing {
     /// Not yet said.
     Stranger,
+    /// It speaks no hello: a relay, which is told no name.
+    Nameless,
     /// The hello is accepted.
     Known(Weak<Peer>),
 }
@@ -149,7 +151,7 @@ pub(crate) struct Session {
     asking: watch::Sender<usize>,
     /// When the connection came up.
     began: Instant,
-    /// When a byte of HTTP last came from the peer.
+    /// When a byte of HTTP, or a sign of life that was asked for, last came from the peer.
     heard: watch::Sender<Instant>,
     /// One of the ends wants the connection no more: what is under way is finished, and nothing is started.
     retired: CancellationToken,
@@ -384,6 +386,7 @@ impl Session {
                 self.report(News::Known(verified)).await;
             }
             Err(fault) if self.dialled && speaks_other_protocols(&fault) => {
+                self.standing.send_replace(Standing::Nameless);
                 // libp2p looks whether a connection is idle only when its handler stirs, not when a stream is dropped.
                 self.opener.keep_alive(false).await;
                 self.report(News::Nameless).await;
@@ -392,8 +395,9 @@ impl Session {
         }
     }
 
-    /// When the next check of an idle connection is due. QUIC checks its own; a TCP connection to a machine that vanished
-    /// would stay up for ever, and so would a relayed one. The dialler asks first, and its asking is news to the other.
+    /// When the next check of an idle connection is due. QUIC checks its own; a TCP connection to a machine that vanished, or that
+    /// a router has forgotten, would stay up for ever, and so would a relayed one. The dialler asks first, and its asking is news
+    /// to the other.
     fn probe_due(&self) -> Option<impl Future<Output = ()> + use<>> {
         if self.path == Path::Quic {
             return None;
@@ -408,7 +412,7 @@ impl Session {
         Some(async move {
             // The session holds the senders, and this future does not outlive the session.
             let _ = standing
-                .wait_for(|standing| matches!(standing, Standing::Known(_)))
+                .wait_for(|standing| !matches!(standing, Standing::Stranger))
                 .await;
             loop {
                 let due = *heard.borrow_and_update() + patience;
@@ -450,6 +454,7 @@ impl Session {
             // A refusal is an answer too.
             let _ = stream.read_exact(&mut echo).await;
         }
+        self.note_heard();
         !self.closed.is_cancelled()
     }
 }

@@ -231,6 +231,7 @@ impl Dht {
     pub(crate) fn set_relays(&self, relays: &[Multiaddr]) {
         let servers = known_servers(&[relays, &self.0.config.servers].concat());
         *lock(&self.0.configured) = servers;
+        self.forgive();
     }
 
     /// Gives a record to the servers nearest to its key, or to those who took the last one of its slot; says how many took
@@ -287,11 +288,12 @@ impl Dht {
         }
     }
 
-    /// Whether the server may be looked up `now`: it was not a moment ago. If so, it counts as looked up from now on.
-    pub(crate) fn may_look_up(&self, server: &ServerName, now: Instant) -> bool {
+    /// Whether the server may be looked up `now`: it was not a moment ago, nor at all since it was reached last if nothing is `awaited`
+    /// from it. If so, it counts as looked up from now on.
+    pub(crate) fn may_look_up(&self, server: &ServerName, awaited: bool, now: Instant) -> bool {
         let mut looked_up = lock(&self.0.looked_up);
         let before = looked_up.get(server);
-        if before.is_some_and(|before| now < before.until) {
+        if before.is_some_and(|before| !awaited || now < before.until) {
             return false;
         }
         let pause = before.map_or(PAUSE, |before| (before.pause * 3).min(MAX_PAUSE));
@@ -311,8 +313,8 @@ impl Dht {
         lock(&self.0.looked_up).remove(server);
     }
 
-    /// On another network everything may be found again.
-    pub(crate) fn network_changed(&self) {
+    /// On another network, or with other servers, everything may be found again.
+    pub(crate) fn forgive(&self) {
         lock(&self.0.looked_up).clear();
     }
 

@@ -146,7 +146,14 @@ impl Owner {
                 Some(reply) if attempt.waiting.len() >= self.shared.limits.waiting_per_peer => {
                     let _ = reply.send(Err(NotConnected::Busy));
                 }
-                reply => attempt.waiting.extend(reply),
+                None => {}
+                Some(reply) => {
+                    attempt.waiting.push(reply);
+                    // It may have been begun for nobody's sake, and without the DHT.
+                    if !attempt.looking_up && attempt.searching.is_none() {
+                        self.search_dht_for(&server, HEAD_START);
+                    }
+                }
             }
             return;
         }
@@ -194,12 +201,14 @@ impl Owner {
         self.end_attempt_if_hopeless(server);
     }
 
-    /// Has the DHT join the attempt, unless it was asked a moment ago.
+    /// Has the DHT join the attempt, unless it was asked a moment ago, or before and nobody waits: a contact that is away would cost
+    /// a search each time that it is dialled again.
     fn search_dht_for(&mut self, server: &ServerName, head_start: Duration) {
         let Some(attempt) = self.dialling.attempts.get_mut(server) else {
             return;
         };
-        if !self.dht.may_look_up(server, Instant::now()) {
+        let awaited = !attempt.waiting.is_empty();
+        if !self.dht.may_look_up(server, awaited, Instant::now()) {
             return;
         }
         let unwanted = CancellationToken::new();

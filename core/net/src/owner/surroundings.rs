@@ -86,7 +86,7 @@ impl Owner {
         self.reservations.forgive();
         self.hold_places();
         self.dialling.forgive();
-        self.dht.network_changed();
+        self.dht.forgive();
         self.look_up_contacts();
         self.seek_company_anew();
         self.look_around();

@@ -1,6 +1,6 @@
 //! Nodes that nobody reaches but through a relay.
 
-use std::{collections::HashSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::HashSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use kith_identity::TransportKey;
 use kith_net::{
@@ -10,16 +10,23 @@ use kith_net::{
 };
 use rand::rngs::OsRng;
 
-use crate::node::{NOW, Node, QUIC, Setup, TCP, connections, soon, timestamp, wait_for};
+use crate::{
+    node::{NOW, Node, QUIC, Setup, TCP, connections, quick, soon, timestamp, wait_for},
+    wire::Wire,
+};
 
 async fn relay(key: &TransportKey, listen: &str) -> Relay {
+    relay_with(key, listen, Timing::default()).await
+}
+
+async fn relay_with(key: &TransportKey, listen: &str, timing: Timing) -> Relay {
     Relay::start(RelayConfig {
         transport_key: TransportKey::from_bytes(&key.to_bytes()),
         listen: vec![listen.parse().unwrap()],
         external: Vec::new(),
         limits: RelayLimits::default(),
         dht: dht_server(),
-        timing: Timing::default(),
+        timing,
     })
     .await
     .unwrap()
@@ -224,6 +231,68 @@ async fn a_relay_is_found_over_tcp_where_quic_leads_nowhere() {
     let alice = Setup::new().listen(&[]).start().await;
     learn_circuits(&alice, &bob).await;
     assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
+}
+
+/// A router may forget a connection over which nothing goes, and a machine may vanish: nobody is told then.
+#[tokio::test]
+async fn a_path_to_a_relay_that_dies_while_idle_is_noticed() {
+    for transport in [QUIC, TCP] {
+        let relay = relay(&TransportKey::generate(&mut OsRng), transport).await;
+        let wire = Wire::to(&relay.listen_addrs()[0]).await;
+        let mut setup = Setup::new().listen(&[]);
+        setup.relays = vec![wire.address.clone().with_p2p(relay.peer_id()).unwrap()];
+        setup.timing = Timing {
+            keep_alive: Duration::from_millis(200),
+            idle_timeout: Duration::from_millis(1000),
+            active_ping_timeout: Duration::from_millis(500),
+            ..quick()
+        };
+        let bob = setup.start().await;
+        assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([relay.peer_id()]));
+        wire.cut();
+        soon(bob.net.listening(|now| places(now).is_empty())).await;
+    }
+}
+
+/// The relay does not notice before long that the path is dead over which a node had its place.
+#[tokio::test]
+async fn a_node_that_lost_its_path_to_a_relay_is_reached_over_the_new_one() {
+    let timing = Timing {
+        idle_timeout: Duration::from_secs(3600),
+        // A node takes longer to notice than connections of one dial can be apart.
+        handshake: Duration::from_millis(500),
+        ..quick()
+    };
+    let relay = relay_with(&TransportKey::generate(&mut OsRng), QUIC, timing.clone()).await;
+    let alice = Setup::new().listen(&[]).start().await;
+    // Whoever comes first may be reached through one of these.
+    let mut wires = Vec::new();
+    // One alone may be lucky.
+    for _ in 0..6 {
+        let (lost, kept) = (
+            Wire::to(&relay.listen_addrs()[0]).await,
+            Wire::to(&relay.listen_addrs()[0]).await,
+        );
+        let mut setup = Setup::new().listen(&[]);
+        setup.relays = vec![lost.address.clone().with_p2p(relay.peer_id()).unwrap()];
+        setup.timing = Timing {
+            idle_timeout: timing.idle_timeout,
+            ..quick()
+        };
+        let bob = setup.start().await;
+        lost.cut();
+        bob.net
+            .set_relays(&[kept.address.clone().with_p2p(relay.peer_id()).unwrap()])
+            .await
+            .unwrap();
+        bob.net.network_changed().await;
+        soon(bob.net.listening(|now| kept.carried() > 0 && !places(now).is_empty())).await;
+        learn_circuits(&alice, &bob).await;
+        let mut events = alice.net.events();
+        alice.net.dial_contact(&bob.name()).await;
+        wait_for(&mut events, &PeerEvent::Up(bob.name())).await;
+        wires.push(kept);
+    }
 }
 
 #[tokio::test]

@@ -523,21 +523,15 @@ async fn a_name_that_was_not_found_is_not_looked_up_all_the_time() {
     let bob = Bob::new().name();
     let start = Instant::now();
     let after = |seconds| start + Duration::from_secs(seconds);
-    // (seconds since the start, whether it may be looked up then)
-    for (seconds, may) in [
-        (0, true),
-        (4, false),
-        (5, true),
-        (19, false),
-        (20, true),
-        (64, false),
-        (65, true),
-    ] {
-        assert_eq!(dht.may_look_up(&bob, after(seconds)), may, "{seconds}");
+    assert!(dht.may_look_up(&bob, false, start));
+    // (seconds since the start, whether it may be looked up then if something is awaited)
+    for (seconds, may) in [(4, false), (5, true), (19, false), (20, true), (64, false), (65, true)] {
+        assert!(!dht.may_look_up(&bob, false, after(seconds)), "{seconds}");
+        assert_eq!(dht.may_look_up(&bob, true, after(seconds)), may, "{seconds}");
     }
-    assert!(dht.may_look_up(&Bob::new().name(), start), "others may");
-    dht.network_changed();
-    assert!(dht.may_look_up(&bob, start));
+    assert!(dht.may_look_up(&Bob::new().name(), false, start), "others may");
+    dht.forgive();
+    assert!(dht.may_look_up(&bob, false, start));
     dht.reached(&bob);
-    assert!(dht.may_look_up(&bob, start));
+    assert!(dht.may_look_up(&bob, false, start));
 }
