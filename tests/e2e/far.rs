@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use kith_tests::{Access, Client, Internet, LanError, Node, Quality, Relay, skipped, texts};
+use kith_tests::{Access, Client, Internet, Node, Quality, Relay, lab, texts};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
@@ -19,16 +19,15 @@ const MANY: usize = 300;
 const FILE: usize = 256 << 10;
 
 async fn find_each_other_and_talk(access: Access, path: &str, name: &str) {
-    let lab = async {
+    let set_up = lab(name, async {
         let mut internet = Internet::set_up().await?;
         internet.set_uplinks(UPLINK);
         let relay = internet.public_host().await?;
         let hosts = [internet.host(access).await?, internet.host(access).await?];
-        Ok::<_, LanError>((internet, relay, hosts))
-    };
-    let (mut internet, relay, hosts) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+        Ok((internet, relay, hosts))
+    });
+    let Some((mut internet, relay, hosts)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let relays = [&relay];

@@ -1,6 +1,6 @@
 //! Two nodes on one local network, which know nothing of each other.
 
-use kith_tests::{Lan, Node, NodeOptions, skipped};
+use kith_tests::{Lan, Node, NodeOptions, lab};
 use serde_json::json;
 
 /// Starts a node on a machine as a user would who gives it no address, no ticket and no peer.
@@ -16,10 +16,8 @@ async fn node_on(lan: &Lan, machine: usize) -> Node {
 
 #[tokio::test]
 async fn nodes_on_one_local_network_find_each_other_and_talk() {
-    let lan = match Lan::set_up().await {
-        Ok(lan) => lan,
-        Err(error) => return skipped("nodes_on_one_local_network_find_each_other_and_talk", &error),
-    };
+    let set_up = lab("nodes_on_one_local_network_find_each_other_and_talk", Lan::set_up());
+    let Some(lan) = set_up.await else { return };
     let (first, second) = (node_on(&lan, 0).await, node_on(&lan, 1).await);
     let mut alice = first.client_over_socket("alice").await;
     let mut bob = second.client_over_socket("bob").await;

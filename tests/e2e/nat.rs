@@ -2,23 +2,25 @@
 //! namespaces.
 
 use futures::future::join_all;
-use kith_tests::{Access, Internet, LanError, Node, NodeOptions, Relay, skipped};
+use kith_tests::{Access, Internet, Node, NodeOptions, Relay, lab};
+use rusqlite::Connection;
 
 #[tokio::test]
 async fn any_two_are_connected_through_a_relay_and_straight_where_their_routers_permit() {
-    let name = "any_two_are_connected_through_a_relay_and_straight_where_their_routers_permit";
-    let lab = async {
-        let mut internet = Internet::set_up().await?;
-        let relay = internet.public_host().await?;
-        let mut hosts = Vec::new();
-        for access in Access::ALL.into_iter().chain(Access::ALL) {
-            hosts.push((access, internet.host(access).await?));
-        }
-        Ok::<_, LanError>((internet, relay, hosts))
-    };
-    let (_internet, relay, hosts) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+    let set_up = lab(
+        "any_two_are_connected_through_a_relay_and_straight_where_their_routers_permit",
+        async {
+            let mut internet = Internet::set_up().await?;
+            let relay = internet.public_host().await?;
+            let mut hosts = Vec::new();
+            for access in Access::ALL.into_iter().chain(Access::ALL) {
+                hosts.push((access, internet.host(access).await?));
+            }
+            Ok((internet, relay, hosts))
+        },
+    );
+    let Some((_internet, relay, hosts)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let relays = [&relay];
@@ -38,8 +40,7 @@ async fn any_two_are_connected_through_a_relay_and_straight_where_their_routers_
 
 #[tokio::test]
 async fn a_conversation_goes_on_over_another_uplink() {
-    let name = "a_conversation_goes_on_over_another_uplink";
-    let lab = async {
+    let set_up = lab("a_conversation_goes_on_over_another_uplink", async {
         let mut internet = Internet::set_up().await?;
         let relay = internet.public_host().await?;
         let mut home = internet.router(Access::Home).await?;
@@ -47,11 +48,10 @@ async fn a_conversation_goes_on_over_another_uplink() {
         let phone = home.host().await?;
         let mobile = carrier.offer(&phone, "mobile").await?;
         let friend = internet.host(Access::Home).await?;
-        Ok::<_, LanError>((internet, relay, (home, carrier), phone, mobile, friend))
-    };
-    let (_internet, relay, _routers, phone, mobile, friend) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+        Ok((internet, relay, (home, carrier), phone, mobile, friend))
+    });
+    let Some((_internet, relay, _routers, phone, mobile, friend)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let (one, other) = (
@@ -90,19 +90,17 @@ async fn a_conversation_goes_on_over_another_uplink() {
 
 #[tokio::test]
 async fn another_relay_steps_in_for_one_that_dies() {
-    let name = "another_relay_steps_in_for_one_that_dies";
-    let lab = async {
+    let set_up = lab("another_relay_steps_in_for_one_that_dies", async {
         let mut internet = Internet::set_up().await?;
         let relays = [internet.public_host().await?, internet.public_host().await?];
         let hosts = [
             internet.host(Access::Carrier).await?,
             internet.host(Access::Carrier).await?,
         ];
-        Ok::<_, LanError>((internet, relays, hosts))
-    };
-    let (_internet, relays, hosts) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+        Ok((internet, relays, hosts))
+    });
+    let Some((_internet, relays, hosts)) = set_up.await else {
+        return;
     };
     let mut relays = [Relay::start_at(&relays[0]).await, Relay::start_at(&relays[1]).await];
     let both = [&relays[0], &relays[1]];
@@ -132,17 +130,15 @@ async fn another_relay_steps_in_for_one_that_dies() {
 
 #[tokio::test]
 async fn two_in_one_house_talk_on_while_the_internet_is_cut() {
-    let name = "two_in_one_house_talk_on_while_the_internet_is_cut";
-    let lab = async {
+    let set_up = lab("two_in_one_house_talk_on_while_the_internet_is_cut", async {
         let mut internet = Internet::set_up().await?;
         let relay = internet.public_host().await?;
         let mut home = internet.router(Access::Home).await?;
         let hosts = [home.host().await?, home.host().await?];
-        Ok::<_, LanError>((internet, relay, home, hosts))
-    };
-    let (_internet, relay, home, hosts) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+        Ok((internet, relay, home, hosts))
+    });
+    let Some((_internet, relay, home, hosts)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let (one, other) = (
@@ -166,19 +162,20 @@ async fn two_in_one_house_talk_on_while_the_internet_is_cut() {
 
 #[tokio::test]
 async fn a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for() {
-    let name = "a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for";
-    let lab = async {
-        let mut internet = Internet::set_up().await?;
-        let relay = internet.public_host().await?;
-        let mut home = internet.router(Access::Home).await?;
-        home.open_ports().await?;
-        let host = home.host().await?;
-        let friend = internet.host(Access::Carrier).await?;
-        Ok::<_, LanError>((internet, relay, home, host, friend))
-    };
-    let (_internet, relay, _home, host, friend) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+    let set_up = lab(
+        "a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for",
+        async {
+            let mut internet = Internet::set_up().await?;
+            let relay = internet.public_host().await?;
+            let mut home = internet.router(Access::Home).await?;
+            home.open_ports().await?;
+            let host = home.host().await?;
+            let friend = internet.host(Access::Carrier).await?;
+            Ok((internet, relay, home, host, friend))
+        },
+    );
+    let Some((_internet, relay, _home, host, friend)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let relays = [&relay];
@@ -198,23 +195,21 @@ async fn a_router_that_opens_ports_lets_in_whom_no_hole_could_be_punched_for() {
 
 #[tokio::test]
 async fn holes_are_punched_for_tcp_where_routers_let_no_udp_pass() {
-    let name = "holes_are_punched_for_tcp_where_routers_let_no_udp_pass";
-    let lab = async {
+    let set_up = lab("holes_are_punched_for_tcp_where_routers_let_no_udp_pass", async {
         let mut internet = Internet::set_up().await?;
         let relay = internet.public_host().await?;
         let hosts = [
             internet.host(Access::HomeWithoutUdp).await?,
             internet.host(Access::HomeWithoutUdp).await?,
         ];
-        Ok::<_, LanError>((internet, relay, hosts))
-    };
-    let (_internet, relay, hosts) = match lab.await {
-        Ok(lab) => lab,
-        Err(error) => return skipped(name, &error),
+        Ok((internet, relay, hosts))
+    });
+    let Some((_internet, relay, hosts)) = set_up.await else {
+        return;
     };
     let relay = Relay::start_at(&relay).await;
     let relays = [&relay];
-    let (one, other) = (
+    let (mut one, other) = (
         Node::start_at(&hosts[0].0, &relays).await,
         Node::start_at(&hosts[1].0, &relays).await,
     );
@@ -225,4 +220,24 @@ async fn holes_are_punched_for_tcp_where_routers_let_no_udp_pass() {
     one.know(&other).await;
     alice.talk_to(&mut bob).await;
     one.reaches(&other, "direct").await;
+
+    // Where a hole was, nobody listens later.
+    assert!(one.stop().await.success());
+    let own = format!("/ip4/{}/", hosts[1].0.address);
+    for address in remembered(&one, &other) {
+        assert!(
+            address.contains("/p2p-circuit") || address.starts_with(&own),
+            "{address}"
+        );
+    }
+}
+
+/// The addresses at which a node that has stopped remembers another.
+fn remembered(node: &Node, other: &Node) -> Vec<String> {
+    let store = Connection::open(node.data().join("kith.db")).unwrap();
+    let mut rows = store
+        .prepare("SELECT value FROM peer_addresses, json_each(addresses) WHERE server = ?1")
+        .unwrap();
+    let rows = rows.query_map([&other.ready.server_name], |row| row.get(0)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
 }

@@ -38,11 +38,14 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Says that a test cannot be run here, and why.
-pub fn skipped(test: &str, reason: &LanError) {
-    // Not `eprintln!`: what a test that passes prints that way is never seen.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {test}: no network namespaces here ({reason})"
-    );
+/// The network that a test runs in, or none where the system permits none: then it is said that the test is skipped, and why.
+pub async fn lab<T>(test: &str, set_up: impl Future<Output = Result<T, LanError>>) -> Option<T> {
+    let skipped = |reason: &LanError| {
+        // Not `eprintln!`: what a test that passes prints that way is never seen.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: {test}: no network namespaces here ({reason})"
+        );
+    };
+    set_up.await.inspect_err(skipped).ok()
 }

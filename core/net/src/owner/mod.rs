@@ -143,7 +143,7 @@ pub(crate) struct Listening {
 struct Entry {
     session: Arc<Session>,
     peer: Option<Arc<Peer>>,
-    /// Where the peer says that it listens.
+    /// Where the peer was dialled, and where it says that it listens; what was remembered is gone from here.
     named: Vec<Multiaddr>,
     /// How often its addresses were kept.
     kept: u8,
@@ -390,17 +390,20 @@ impl Owner {
             return;
         }
         self.connections += 1;
-        let greeting = match self.dialling.established(connection.id) {
+        let dialled = self.dialling.established(connection.id);
+        let greeting = match dialled {
             Some(turn) => Greeting::Dialler(turn),
             None => self.greeting_unasked(&connection),
         };
         let id = connection.id;
         let session = Session::new(&connection, greeting, self.connections, self.shared.clone());
         self.shared.tasks.spawn(session.clone().run(connection.accepted));
+        // A hole that was punched leads to the peer while it is open, and nobody else through it.
+        let reached = dialled.map(|_| session.address.clone());
         let entry = Entry {
             session,
             peer: None,
-            named: Vec::new(),
+            named: reached.into_iter().collect(),
             kept: 0,
         };
         self.sessions.insert(id, entry);
@@ -453,9 +456,6 @@ impl Owner {
         let session = entry.session.clone();
         let peer = self.peers.add(verified, session.clone());
         entry.peer = Some(peer.clone());
-        if session.dialled {
-            entry.named.insert(0, session.address.clone());
-        }
         self.keep_addresses(id);
         self.connected(&server, id, &peer);
         self.company_came(&server);
