@@ -115,9 +115,10 @@ impl Node {
             options.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".to_owned());
         }
         let (child, stdout, ready) = spawn(&data, "127.0.0.1:0", &options).await;
-        // A restarted node comes back on the ports that its peers know. Places at relays it asks for anew.
-        let own = ready.listen.iter().filter(|address| !address.contains("/p2p-circuit"));
-        options.listen = own.map(|address| without_peer_id(address)).collect();
+        // A restarted node comes back on the ports that its peers know.
+        for address in &mut options.listen {
+            *address = with_the_port_of(address, &ready.listen);
+        }
         let http_address = ready
             .http
             .trim_start_matches("http://")
@@ -302,8 +303,20 @@ async fn spawn(data: &Path, http: &str, options: &NodeOptions) -> (Child, BufRea
     (child, stdout, ready)
 }
 
-fn without_peer_id(address: &str) -> String {
-    address.split("/p2p/").next().unwrap_or(address).to_owned()
+/// The address, which may name every interface, with the port that one of those listened on has.
+fn with_the_port_of(address: &str, listening: &[String]) -> String {
+    // "/ip4/ADDRESS/udp/PORT/…"
+    let mut parts: Vec<&str> = address.split('/').collect();
+    let same = |other: &Vec<&str>| {
+        let host = other[2] == parts[2] || parts[2] == "0.0.0.0";
+        !other.contains(&"p2p-circuit") && other[1] == parts[1] && other[3] == parts[3] && host
+    };
+    let mut listening = listening.iter().map(|address| address.split('/').collect());
+    let found = listening
+        .find(same)
+        .unwrap_or_else(|| panic!("nothing listens on {address}"));
+    parts[4] = found[4];
+    parts.join("/")
 }
 
 /// The address with its port left to the system.
