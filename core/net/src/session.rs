@@ -437,6 +437,7 @@ impl Session {
             timeout(patience, self.ping_relay()).await.unwrap_or(false)
         };
         if alive {
+            self.note_heard();
             self.doubted.store(false, Ordering::Relaxed);
         } else {
             self.over(SessionFault::Dead).await;
@@ -454,7 +455,6 @@ impl Session {
             // A refusal is an answer too.
             let _ = stream.read_exact(&mut echo).await;
         }
-        self.note_heard();
         !self.closed.is_cancelled()
     }
 }

@@ -531,7 +531,7 @@ async fn members_who_pass_nothing_on_lose_their_places() {
         members.insert(world.join_hostile(Hostility::Silent, DIALS));
     }
     world.follow_among(members).await;
-    let mut heard = 0;
+    let (mut heard, mut reached) = (0, 0);
     for number in 1..=WARM_UP + AFTERWARDS {
         let sender = world.rng.gen_range(0..honest);
         let spread = world.tell(sender).await;
@@ -541,10 +541,12 @@ async fn members_who_pass_nothing_on_lose_their_places() {
         assert_eq!(alone, 0);
         if number > WARM_UP && spread.reached * 10 >= spread.everybody * 9 {
             heard += 1;
+            reached += spread.reached;
         }
     }
     // Whoever speaks for the first time may have silent members alone around it.
     assert!(heard * 3 >= AFTERWARDS * 2, "nine in ten heard {heard} of {AFTERWARDS}");
+    assert!(reached * 100 >= heard * (honest - 1) * 98);
 }
 
 /// However many have never brought anything, nobody is taken for silent, or let go, while the mesh does its work.

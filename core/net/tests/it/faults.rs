@@ -11,7 +11,7 @@ use rand::rngs::OsRng;
 use tokio::sync::mpsc;
 
 use crate::{
-    node::{Keys, Node, QUIC, Setup, TCP, connections, quick, service, wait_for},
+    node::{Keys, Node, QUIC, Setup, TCP, connections, quick, service, wait_for, wary},
     wire::Wire,
 };
 
@@ -86,11 +86,8 @@ async fn a_path_that_dies_while_idle_is_noticed_by_the_keep_alive() {
     for transport in [QUIC, TCP] {
         let mut setup = Setup::new().listen(&[transport]);
         setup.timing = Timing {
-            keep_alive: Duration::from_millis(200),
-            idle_timeout: Duration::from_millis(1000),
-            active_ping_timeout: Duration::from_millis(500),
             handshake: Duration::from_millis(500),
-            ..quick()
+            ..wary()
         };
         let alice = setup.start().await;
         let bob = Setup::new().listen(&[transport]).start().await;

@@ -243,6 +243,16 @@ pub(crate) fn quick() -> Timing {
     }
 }
 
+/// [`quick`], and within a second or two it is noticed that an idle connection leads nowhere.
+pub(crate) fn wary() -> Timing {
+    Timing {
+        keep_alive: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(1000),
+        active_ping_timeout: Duration::from_millis(500),
+        ..quick()
+    }
+}
+
 pub(crate) struct Node {
     pub(crate) setup: Setup,
     pub(crate) net: Net,

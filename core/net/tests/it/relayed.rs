@@ -11,7 +11,7 @@ use kith_net::{
 use rand::rngs::OsRng;
 
 use crate::{
-    node::{NOW, Node, QUIC, Setup, TCP, connections, quick, soon, timestamp, wait_for},
+    node::{NOW, Node, QUIC, Setup, TCP, connections, quick, soon, timestamp, wait_for, wary},
     wire::Wire,
 };
 
@@ -241,12 +241,7 @@ async fn a_path_to_a_relay_that_dies_while_idle_is_noticed() {
         let wire = Wire::to(&relay.listen_addrs()[0]).await;
         let mut setup = Setup::new().listen(&[]);
         setup.relays = vec![wire.address.clone().with_p2p(relay.peer_id()).unwrap()];
-        setup.timing = Timing {
-            keep_alive: Duration::from_millis(200),
-            idle_timeout: Duration::from_millis(1000),
-            active_ping_timeout: Duration::from_millis(500),
-            ..quick()
-        };
+        setup.timing = wary();
         let bob = setup.start().await;
         assert_eq!(places(&bob.net.listen_addrs()), HashSet::from([relay.peer_id()]));
         wire.cut();
