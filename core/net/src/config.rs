@@ -171,6 +171,9 @@ pub struct Timing {
     pub active_ping_timeout: Duration,
     /// The transport's handshake.
     pub handshake: Duration,
+    /// A request shares the attempt to reach its server if it comes within this of its beginning. One that comes later has another
+    /// attempt if that one fails: the server may have come up meanwhile.
+    pub shared_attempt: Duration,
     /// From the connection being up until both hellos are accepted.
     pub hello: Duration,
     /// Until the service must have answered a request that came in.
@@ -212,6 +215,7 @@ impl Default for Timing {
             active_ping: Duration::from_secs(2),
             active_ping_timeout: Duration::from_secs(4),
             handshake: Duration::from_secs(5),
+            shared_attempt: Duration::from_secs(1),
             hello: Duration::from_secs(10),
             answer: Duration::from_secs(180),
             stall: Duration::from_secs(30),

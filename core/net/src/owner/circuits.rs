@@ -32,11 +32,16 @@ const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
 /// Relays through which one peer is dialled, each by all of its addresses.
 pub(super) const MAX_CIRCUITS: usize = 3;
 
+/// Circuits that are being opened through one relay at once. libp2p drops what goes beyond ten on one connection, at either end.
+const MAX_OPENING: usize = 8;
+
 /// What waits for a relay, or is on its way to it.
 #[derive(Default)]
 pub(super) struct Circuits {
     /// Dials through relays that are not started yet.
     prepared: HashMap<ConnectionId, Circuit>,
+    /// Dials through relays that are under way, by relay.
+    opening: HashMap<ConnectionId, PeerId>,
     /// Dials of relays.
     relay_dials: HashMap<ConnectionId, PeerId>,
     /// Relays that are dialled over QUIC, and where they may be over TCP.
@@ -63,6 +68,8 @@ struct Circuit {
     options: DialOpts,
     /// A straight connection was up and was waited for.
     waited: bool,
+    /// Straight addresses have had their start: only the relay is waited for.
+    due: bool,
 }
 
 impl Owner {
@@ -95,6 +102,7 @@ impl Owner {
             ways,
             options,
             waited: false,
+            due: false,
         };
         self.circuits.prepared.insert(id, circuit);
         self.start_circuit_after(id, if later { CIRCUIT_PAUSE } else { Duration::ZERO });
@@ -108,7 +116,8 @@ impl Owner {
         });
     }
 
-    /// Dials through a relay, or dials the relay first. Nothing is dialled for a peer that was reached meanwhile.
+    /// Dials through a relay once it has room for it, or dials the relay first. Nothing is dialled for a peer that was reached
+    /// meanwhile.
     pub(super) fn start_circuit(&mut self, id: ConnectionId) {
         if !self.dialling.is_wanted(id) {
             self.circuits.prepared.remove(&id);
@@ -118,27 +127,54 @@ impl Owner {
         let Some(circuit) = self.circuits.prepared.get(&id) else {
             return;
         };
-        if !circuit.waited && self.straight_connections(circuit.peer_id).next().is_some() {
-            if let Some(circuit) = self.circuits.prepared.get_mut(&id) {
-                circuit.waited = true;
-            }
+        let straight = self.straight_connections(circuit.peer_id).next().is_some();
+        let Some(circuit) = self.circuits.prepared.get_mut(&id) else {
+            return;
+        };
+        if straight && !circuit.waited {
+            circuit.waited = true;
             self.start_circuit_after(id, HELLO_PAUSE);
             return;
         }
+        circuit.due = true;
         let (relay, ways) = (circuit.relay, circuit.ways.clone());
         if self.relay_is_ready(relay) {
-            self.dial_circuit(id);
+            self.dial_circuits(relay);
         } else {
             self.dial_relay(relay, &ways);
         }
     }
 
-    fn dial_circuit(&mut self, id: ConnectionId) {
-        let Some(circuit) = self.circuits.prepared.remove(&id) else {
-            return;
-        };
-        if let Err(error) = self.swarm.dial(circuit.options) {
-            self.handle_dial_error(id, error);
+    /// Dials as many of those that are due as the relay has room for: first where a request waits, then in the order in which
+    /// they were prepared.
+    fn dial_circuits(&mut self, relay: PeerId) {
+        while self.circuits.opening.values().filter(|by| **by == relay).count() < MAX_OPENING {
+            let due = self.circuits.prepared.iter();
+            let due = due.filter(|(_, circuit)| circuit.relay == relay && circuit.due);
+            let next = due
+                .map(|(id, _)| *id)
+                .min_by_key(|id| (!self.dialling.is_awaited(*id), *id));
+            let Some(circuit) = next.and_then(|id| self.circuits.prepared.remove(&id)) else {
+                return;
+            };
+            let id = circuit.options.connection_id();
+            if !self.dialling.is_wanted(id) {
+                self.dialling.forget(id);
+                continue;
+            }
+            match self.swarm.dial(circuit.options) {
+                Ok(()) => drop(self.circuits.opening.insert(id, relay)),
+                Err(error) => self.handle_dial_error(id, error),
+            }
+        }
+    }
+
+    /// A dial is over, for good or ill: if it was one through a relay, another has its room.
+    pub(super) fn circuit_ended(&mut self, id: ConnectionId) {
+        if let Some(relay) = self.circuits.opening.remove(&id)
+            && self.relay_is_ready(relay)
+        {
+            self.dial_circuits(relay);
         }
     }
 
@@ -221,9 +257,7 @@ impl Owner {
             return;
         }
         let relay = entry.session.peer_id;
-        for waiting in self.waiting_for(relay) {
-            self.start_circuit(waiting);
-        }
+        self.dial_circuits(relay);
         self.reserve_at(relay);
     }
 

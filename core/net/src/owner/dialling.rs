@@ -48,9 +48,12 @@ const HEAD_START: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// The search for one server.
-#[derive(Default)]
 struct Attempt {
+    begun: Instant,
+    /// Who came when it began, or soon after, and is answered when it ends.
     waiting: Vec<oneshot::Sender<Connected>>,
+    /// Who came later. Its packets may be lost though the server has come up since: should it fail, another is begun for them.
+    late: Vec<oneshot::Sender<Connected>>,
     /// Dials, and connections whose hello is not heard yet, that may turn out to be the server.
     open: HashSet<ConnectionId>,
     /// The directory is being asked.
@@ -59,6 +62,12 @@ struct Attempt {
     searching: Option<DropGuard>,
     /// Tells it from attempts before.
     number: u64,
+}
+
+impl Attempt {
+    fn is_awaited(&self) -> bool {
+        !self.waiting.is_empty() || !self.late.is_empty()
+    }
 }
 
 /// A peer that is being dialled.
@@ -106,6 +115,12 @@ impl Dialling {
         self.attempts.values().any(|attempt| attempt.open.contains(&id))
     }
 
+    /// Whether a request waits for what this dial leads to.
+    pub(super) fn is_awaited(&self, id: ConnectionId) -> bool {
+        let mut attempts = self.attempts.values();
+        attempts.any(|attempt| attempt.is_awaited() && attempt.open.contains(&id))
+    }
+
     /// A dial that was not started never will be.
     pub(super) fn forget(&mut self, id: ConnectionId) {
         self.dials.remove(&id);
@@ -133,7 +148,7 @@ impl Dialling {
 }
 
 impl Owner {
-    /// Connects to a server. Callers that come while an attempt runs wait for that one.
+    /// Connects to a server. Callers that come while an attempt runs wait for that one, and for another if it was old and fails.
     pub(super) fn connect(&mut self, server: OwnedServerName, reply: Option<oneshot::Sender<Connected>>) {
         if let Some(peer) = self.peers.get(&server) {
             if let Some(reply) = reply {
@@ -142,25 +157,32 @@ impl Owner {
             return;
         }
         if let Some(attempt) = self.dialling.attempts.get_mut(&server) {
-            match reply {
-                Some(reply) if attempt.waiting.len() >= self.shared.limits.waiting_per_peer => {
-                    let _ = reply.send(Err(NotConnected::Busy));
-                }
-                None => {}
-                Some(reply) => {
-                    attempt.waiting.push(reply);
-                    // It may have been begun for nobody's sake, and without the DHT.
-                    if !attempt.looking_up && attempt.searching.is_none() {
-                        self.search_dht_for(&server, HEAD_START);
-                    }
-                }
+            let Some(reply) = reply else { return };
+            if attempt.waiting.len() + attempt.late.len() >= self.shared.limits.waiting_per_peer {
+                let _ = reply.send(Err(NotConnected::Busy));
+                return;
+            }
+            if attempt.begun.elapsed() < self.shared.timing.shared_attempt {
+                attempt.waiting.push(reply);
+            } else {
+                attempt.late.push(reply);
+            }
+            // It may have been begun for nobody's sake, and without the DHT.
+            if !attempt.looking_up && attempt.searching.is_none() {
+                self.search_dht_for(&server, HEAD_START);
             }
             return;
         }
+        self.begin_attempt(server, reply.into_iter().collect());
+    }
+
+    fn begin_attempt(&mut self, server: OwnedServerName, waiting: Vec<oneshot::Sender<Connected>>) {
         tracing::debug!(%server, "a server is sought");
         self.dialling.sought += 1;
         let attempt = Attempt {
-            waiting: reply.into_iter().collect(),
+            begun: Instant::now(),
+            waiting,
+            late: Vec::new(),
             open: HashSet::new(),
             looking_up: true,
             searching: None,
@@ -207,8 +229,7 @@ impl Owner {
         let Some(attempt) = self.dialling.attempts.get_mut(server) else {
             return;
         };
-        let awaited = !attempt.waiting.is_empty();
-        if !self.dht.may_look_up(server, awaited, Instant::now()) {
+        if !self.dht.may_look_up(server, attempt.is_awaited(), Instant::now()) {
             return;
         }
         let unwanted = CancellationToken::new();
@@ -375,6 +396,7 @@ impl Owner {
     /// A dial failed. A peer that renewed its PeerId is dialled under the new one: the address was right.
     pub(super) fn handle_dial_error(&mut self, id: ConnectionId, error: DialError) {
         tracing::debug!(%error, "a dial failed");
+        self.circuit_ended(id);
         if self.handle_relay_dial_error(id) {
             return;
         }
@@ -419,7 +441,7 @@ impl Owner {
         self.keeping.note_met(server);
         self.dht.reached(server);
         if let Some(attempt) = self.dialling.attempts.remove(server) {
-            for waiting in attempt.waiting {
+            for waiting in attempt.waiting.into_iter().chain(attempt.late) {
                 let _ = waiting.send(Ok(peer.clone()));
             }
         }
@@ -434,9 +456,14 @@ impl Owner {
         if attempt.looking_up || attempt.searching.is_some() || !attempt.open.is_empty() {
             return;
         }
-        if let Some(attempt) = self.dialling.attempts.remove(server) {
+        if let Some(mut attempt) = self.dialling.attempts.remove(server) {
             for waiting in attempt.waiting {
                 let _ = waiting.send(Err(NotConnected::Unreachable));
+            }
+            attempt.late.retain(|late| !late.is_closed());
+            if !attempt.late.is_empty() {
+                self.begin_attempt(server.to_owned(), attempt.late);
+                return;
             }
         }
         if self.keeping.note_missed(server) {

@@ -408,6 +408,7 @@ impl Owner {
         };
         self.sessions.insert(id, entry);
         self.note_relay_connected(id);
+        self.circuit_ended(id);
         self.make_room();
     }
 

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use http::{Request, Response};
 use kith_identity::TransportKey;
 use kith_net::{Break, Net, PeerEvent, RequestError, RequestLimits, Timing};
@@ -245,6 +245,28 @@ async fn a_peer_that_stops_is_down_at_once_and_up_when_it_is_back() {
         alice.get(&bob, "/again").await.unwrap().body(),
         &alice.expected("/again")
     );
+}
+
+#[tokio::test]
+async fn a_request_that_comes_while_a_dial_fails_has_another() {
+    let mut setup = Setup::new();
+    setup.timing.shared_attempt = Duration::ZERO;
+    let alice = setup.start().await;
+    let bob = Setup::new().start().await;
+    let wire = Wire::to(&bob.net.listen_addrs()[0]).await;
+    learn_through(&alice, &bob, &wire).await;
+    wire.cut();
+
+    let first = async {
+        alice.get(&bob, "/first").await.unwrap_err();
+        wire.mend();
+    };
+    let second = async {
+        wire.lost().await;
+        alice.get(&bob, "/second").await
+    };
+    let ((), answer) = join(first, second).await;
+    assert_eq!(answer.unwrap().body(), &alice.expected("/second"));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use kith_identity::TransportKey;
 use kith_net::{
     DhtServerConfig, Multiaddr, PeerEvent, PeerId, ShelfLimits, Timing, circuit_address,
@@ -134,6 +135,21 @@ async fn a_relay_with_many_addresses_leaves_room_for_another() {
         .add_addresses(&bob.name(), bob.net.local_peer_id(), &addresses)
         .await;
     assert_eq!(alice.get(&bob, "/").await.unwrap().body(), &alice.expected("/"));
+}
+
+#[tokio::test]
+async fn many_are_reached_through_one_relay_at_once() {
+    let relay = relay(&TransportKey::generate(&mut OsRng), QUIC).await;
+    // More than libp2p opens through one relay at once.
+    let nodes = join_all((0..14).map(|_| behind(relay.addrs()))).await;
+    let alice = Setup::new().listen(&[]).start().await;
+    for node in &nodes {
+        learn_circuits(&alice, node).await;
+    }
+    let answers = join_all(nodes.iter().map(|node| alice.get(node, "/"))).await;
+    for answer in answers {
+        assert_eq!(answer.unwrap().body(), &alice.expected("/"));
+    }
 }
 
 #[tokio::test]

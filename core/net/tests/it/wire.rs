@@ -1,4 +1,4 @@
-//! A wire between two nodes that a test can cut: packets and bytes go in and never come out, and nobody is told.
+//! A wire between two nodes that a test can cut, and mend: packets and bytes go in and never come out, and nobody is told.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use libp2p::multiaddr::Protocol;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::{Mutex, watch},
+    sync::{Mutex, Notify, watch},
     task::JoinSet,
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct Wire {
     pub(crate) address: Multiaddr,
     cut: watch::Sender<bool>,
     carried: Arc<AtomicUsize>,
+    lost: Arc<Notify>,
     _tasks: JoinSet<()>,
 }
 
@@ -34,12 +35,19 @@ impl Wire {
         };
         let cut = watch::Sender::new(false);
         let carried = Arc::<AtomicUsize>::default();
+        let lost = Arc::<Notify>::default();
         let mut tasks = JoinSet::new();
         let address = match parts[1] {
             Protocol::Udp(port) => {
                 let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                 let here = socket.local_addr().unwrap().port();
-                tasks.spawn(udp(socket, (ip, port).into(), cut.subscribe(), carried.clone()));
+                tasks.spawn(udp(
+                    socket,
+                    (ip, port).into(),
+                    cut.subscribe(),
+                    carried.clone(),
+                    lost.clone(),
+                ));
                 format!("/ip4/127.0.0.1/udp/{here}/quic-v1")
             }
             Protocol::Tcp(port) => {
@@ -54,6 +62,7 @@ impl Wire {
             address: address.parse().unwrap(),
             cut,
             carried,
+            lost,
             _tasks: tasks,
         }
     }
@@ -62,19 +71,36 @@ impl Wire {
         self.cut.send_replace(true);
     }
 
+    /// What was dialled or sent over TCP while the wire was cut stays lost.
+    pub(crate) fn mend(&self) {
+        self.cut.send_replace(false);
+    }
+
+    /// Returns once a packet has gone into the cut wire (UDP).
+    pub(crate) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
     /// Bytes that went either way.
     pub(crate) fn carried(&self) -> usize {
         self.carried.load(Ordering::SeqCst)
     }
 }
 
-async fn udp(socket: Arc<UdpSocket>, target: SocketAddr, cut: watch::Receiver<bool>, carried: Arc<AtomicUsize>) {
+async fn udp(
+    socket: Arc<UdpSocket>,
+    target: SocketAddr,
+    cut: watch::Receiver<bool>,
+    carried: Arc<AtomicUsize>,
+    lost: Arc<Notify>,
+) {
     let mut flows: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut packet = [0; 65536];
     loop {
         let (length, from) = socket.recv_from(&mut packet).await.unwrap();
         if *cut.borrow() {
+            lost.notify_one();
             continue;
         }
         let flow = match flows.get(&from) {
