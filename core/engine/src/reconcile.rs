@@ -28,7 +28,7 @@ impl SetKey {
 }
 
 /// The events that one side holds, ready to be compared. About 40 bytes an event.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EventSet(NegentropyStorageVector);
 
 impl EventSet {

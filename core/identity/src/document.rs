@@ -193,6 +193,13 @@ impl KeyDocument {
         })
     }
 
+    /// Has an identity sign anything under its own name, as a stranger may, for a fuzzer.
+    #[cfg(feature = "testing")]
+    pub fn sign_anything(identity: &IdentityKey, mut object: CanonicalJsonObject) -> Result<Self, DocumentError> {
+        object.insert("server_name".to_owned(), identity.public().to_string().into());
+        sign_object(identity, object)
+    }
+
     /// The next version, valid for longer.
     pub fn renew(
         &self,
@@ -354,11 +361,14 @@ fn sign(
         },
     };
     let json = serde_json::to_string(&wire).map_err(malformed)?;
-    let mut object: CanonicalJsonObject = serde_json::from_str(&json).map_err(malformed)?;
+    sign_object(identity, serde_json::from_str(&json).map_err(malformed)?)
+}
+
+fn sign_object(identity: &IdentityKey, mut object: CanonicalJsonObject) -> Result<KeyDocument, DocumentError> {
     let text = signing_text(&object)?;
     let signature: Base64 = Base64::new(identity.sign(text.as_bytes()).to_vec());
     let by_key = CanonicalJsonObject::from([(ROOT_KEY_ID.to_owned(), signature.encode().into())]);
-    let by_server = CanonicalJsonObject::from([(wire.server_name, by_key.into())]);
+    let by_server = CanonicalJsonObject::from([(identity.public().to_string(), by_key.into())]);
     object.insert("signatures".to_owned(), by_server.into());
     KeyDocument::from_object(object)
 }

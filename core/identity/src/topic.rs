@@ -100,11 +100,16 @@ impl TopicSecret {
 
     /// Makes a message: compressed, padded, encrypted and signed.
     pub fn seal(&self, content: &[u8], rng: &mut (impl RngCore + CryptoRng)) -> Result<Vec<u8>, TopicError> {
+        self.seal_padded(&Self::pack(content)?, rng)
+    }
+
+    /// What is sealed to say this.
+    fn pack(content: &[u8]) -> Result<Vec<u8>, TopicError> {
         if content.len() > Self::MAX_CONTENT {
             return Err(TopicError::TooLarge(content.len()));
         }
         let frame = zstd::bulk::compress(content, LEVEL).map_err(|_| TopicError::Content)?;
-        self.seal_padded(&pad(&frame), rng)
+        Ok(pad(&frame))
     }
 
     fn seal_padded(&self, padded: &[u8], rng: &mut (impl RngCore + CryptoRng)) -> Result<Vec<u8>, TopicError> {
@@ -144,6 +149,12 @@ impl TopicSecret {
         let frame = unpad(padded).ok_or(TopicError::Content)?;
         // Takes memory for what the frame says it holds, or for all that is allowed, and never for more.
         zstd::bulk::decompress(frame, Self::MAX_CONTENT).map_err(|_| TopicError::Content)
+    }
+
+    /// What goes into a message, for a fuzzer to start from.
+    #[cfg(feature = "testing")]
+    pub fn pack_to_seal(content: &[u8]) -> Result<Vec<u8>, TopicError> {
+        Self::pack(content)
     }
 
     /// What members can make others read, for a fuzzer, which cannot sign.

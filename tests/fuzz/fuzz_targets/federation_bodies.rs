@@ -1,10 +1,12 @@
 //! Bodies of requests that other nodes make, and of their answers to ours, as they are parsed before anything is believed.
 #![no_main]
 
+use kith_fuzz::seeds;
 use libfuzzer_sys::fuzz_target;
 use ruma::{
+    RoomVersionId,
     api::{
-        IncomingRequestExt, IncomingResponseExt,
+        IncomingRequestExt, IncomingResponseExt, Metadata,
         federation::{
             authorization::get_event_authorization,
             backfill::get_backfill,
@@ -21,24 +23,92 @@ use ruma::{
     },
     exports::http::{Request, Response},
 };
+use serde_json::{Value, json};
 
 macro_rules! request {
     ($body:expr, $path:expr, $($module:tt)+) => {{
-        let request = Request::put("/").body($body).expect("a request");
-        let _ = $($module)+::Request::try_from_http_request(request, $path);
+        let request = Request::builder().method($($module)+::Request::METHOD).body($body).expect("a request");
+        $($module)+::Request::try_from_http_request(request, $path).is_ok()
     }};
 }
 
 macro_rules! answer {
     ($body:expr, $($module:tt)+) => {{
         let response = Response::builder().body($body).expect("an answer");
-        let _ = $($module)+::Response::try_from_http_response(response);
+        $($module)+::Response::try_from_http_response(response).is_ok()
     }};
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// One body of each kind, after its number.
+fn seeds() -> impl Iterator<Item = Vec<u8>> {
+    let bodies = bodies().into_iter().zip(0..);
+    bodies
+        .map(|(body, number)| [&[number][..], body.to_string().as_bytes()].concat())
+        .inspect(|bytes| assert!(parses(bytes), "{}", String::from_utf8_lossy(bytes)))
+}
+
+/// In the order of the numbers below.
+fn bodies() -> Vec<Value> {
+    let events: Vec<Value> = seeds::events(&RoomVersionId::V11)
+        .iter()
+        .map(|event| serde_json::from_str(event.pdu().json()).expect("JSON"))
+        .collect();
+    let ids: Vec<&str> = vec!["$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"; 2];
+    let (user, member) = ("@a:one", &events[1]);
+    let stripped = json!([{"type": "m.room.name", "state_key": "", "sender": user, "content": {"name": "x"}}]);
+    let template = json!({"room_version": "11", "event": member});
+    let keys = json!({user: {"DEVICE": seeds::device_keys()}});
+    let cross_signing = |usage| seeds::cross_signing_key(usage);
+    let one_time = json!({user: {"DEVICE": {"signed_curve25519:AAAA": {
+        "key": "AAAA", "fallback": true, "signatures": {user: {"ed25519:DEVICE": "AAAA"}},
+    }}}});
+    let room = json!({
+        "room_id": "!a:b", "name": "x", "topic": "y", "num_joined_members": 2, "world_readable": true, "guest_can_join": false,
+        "join_rule": "restricted", "allowed_room_ids": ["!c:d"], "room_type": "m.space", "canonical_alias": "#x:one",
+        "avatar_url": "mxc://one/x", "children_state": [{
+            "type": "m.space.child", "state_key": "!c:d", "sender": user, "origin_server_ts": 1, "content": {"via": ["one"]},
+        }],
+    });
+    vec![
+        json!({"room_version": "11", "event": member, "invite_room_state": stripped, "via": ["one"]}),
+        member.clone(),
+        member.clone(),
+        member.clone(),
+        json!({"limit": 10, "min_depth": 0, "earliest_events": ids, "latest_events": ids}),
+        json!({"device_keys": {user: ["DEVICE"], "@b:one": []}}),
+        json!({"one_time_keys": {user: {"DEVICE": "signed_curve25519"}}}),
+        json!({
+            "origin": "one", "members_omitted": false, "servers_in_room": ["one"], "auth_chain": events, "state": events,
+            "event": member,
+        }),
+        template.clone(),
+        template.clone(),
+        template,
+        json!({"events": events}),
+        json!({"origin": "one", "origin_server_ts": 1, "pdus": events}),
+        json!({"auth_chain": events, "pdus": events}),
+        json!({"auth_chain_ids": ids, "pdu_ids": ids}),
+        json!({"auth_chain": events}),
+        json!({
+            "device_keys": keys, "master_keys": {user: cross_signing("master")},
+            "self_signing_keys": {user: cross_signing("self_signing")},
+        }),
+        json!({"one_time_keys": one_time}),
+        json!({
+            "user_id": user, "stream_id": 1, "master_key": cross_signing("master"),
+            "self_signing_key": cross_signing("self_signing"),
+            "devices": [{"device_id": "DEVICE", "device_display_name": "x", "keys": seeds::device_keys()}],
+        }),
+        json!({"displayname": "x", "avatar_url": "mxc://one/x", "m.tz": "Europe/Paris", "org.example": {"y": 1}}),
+        json!({"room": room, "children": [room], "inaccessible_children": ["!e:f"]}),
+        json!({"event": member}),
+    ]
+}
+
+/// Whether the body after the first byte is one of the kind that this says.
+fn parses(bytes: &[u8]) -> bool {
     let Some((which, body)) = bytes.split_first() else {
-        return;
+        return false;
     };
     let (room, event) = ("!a:b", "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
     match which {
@@ -65,4 +135,8 @@ fuzz_target!(|bytes: &[u8]| {
         20 => answer!(body, get_hierarchy::v1),
         _ => answer!(body, create_invite::v2),
     }
+}
+
+fuzz_target!(init: seeds::plant(seeds()), |bytes: &[u8]| {
+    parses(bytes);
 });

@@ -1,17 +1,37 @@
-//! Bodies of federation transactions, as the route parses them.
+//! Bodies of federation transactions, and what is in them, as the route parses them.
 #![no_main]
 
+use kith_fuzz::seeds::{self, VERSIONS};
 use libfuzzer_sys::fuzz_target;
-use ruma::api::{IncomingRequestExt, federation::transactions::send_transaction_message};
-use ruma::exports::http::Request;
+use ruma::{
+    RoomVersionId,
+    api::{IncomingRequestExt, federation::transactions::send_transaction_message},
+    exports::http::Request,
+};
 
-fuzz_target!(|body: &[u8]| {
+fn parse(body: &[u8]) -> Option<send_transaction_message::v1::Request> {
     let request = Request::put("/_matrix/federation/v1/send/1")
         .body(body)
         .expect("a request");
-    if let Ok(request) = send_transaction_message::v1::Request::try_from_http_request(request, &["1"]) {
+    send_transaction_message::v1::Request::try_from_http_request(request, &["1"]).ok()
+}
+
+fn seeds() -> impl Iterator<Item = String> {
+    seeds::texts(VERSIONS.iter().map(seeds::transaction)).inspect(|body| {
+        let request = parse(body.as_bytes()).expect("a transaction");
+        for edu in &request.edus {
+            edu.deserialize().expect("an ephemeral event");
+        }
+    })
+}
+
+fuzz_target!(init: seeds::plant(seeds()), |body: &[u8]| {
+    if let Some(request) = parse(body) {
         for pdu in &request.pdus {
-            let _ = kith_engine::required_keys(pdu.get(), &ruma::RoomVersionId::V12);
+            let _ = kith_engine::required_keys(pdu.get(), &RoomVersionId::V12);
+        }
+        for edu in &request.edus {
+            let _ = edu.deserialize();
         }
     }
 });
