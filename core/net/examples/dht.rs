@@ -9,11 +9,10 @@ use std::{
     collections::HashMap,
     error::Error,
     fs,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use futures::FutureExt;
 use http_body_util::{BodyExt, Empty};
 use kith_identity::{
@@ -21,12 +20,12 @@ use kith_identity::{
     RecordSlot, SealedRecord, TransportKey, Whereabouts,
 };
 use kith_net::{
-    ConnectionLimits, DhtConfig, DhtServerConfig, Directory, DirectoryError, Multiaddr, Net, NetConfig, PeerAddresses,
-    ShelfLimits, Timing,
+    ConnectionLimits, DhtConfig, DhtServerConfig, Multiaddr, Net, NetConfig, ShelfLimits, Timing,
     relay::{Relay, RelayConfig, RelayLimits},
+    testing::MemoryDirectory,
 };
 use rand::rngs::OsRng;
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 use tokio::time::sleep;
 
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -39,62 +38,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// Times that each record is published again.
 const RENEWALS: usize = 3;
-
-/// What a node knows: its own document, and what it is given to keep of the DHT.
-struct Known {
-    own: KeyDocument,
-    documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
-    servers: Mutex<Vec<PeerAddresses>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[async_trait]
-impl Directory for Known {
-    fn now(&self) -> MilliSecondsSinceUnixEpoch {
-        MilliSecondsSinceUnixEpoch::now()
-    }
-
-    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
-        Ok(self.own.clone())
-    }
-
-    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
-        Ok(lock(&self.documents).get(server).cloned())
-    }
-
-    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
-        lock(&self.documents).insert(document.server_name(), document);
-        Ok(())
-    }
-
-    async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-
-    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(lock(&self.servers).clone())
-    }
-
-    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
-        *lock(&self.servers) = servers;
-        Ok(())
-    }
-
-    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-}
 
 async fn server(others: Vec<Multiaddr>) -> Outcome<Relay> {
     let relay = Relay::start(RelayConfig {
@@ -137,11 +80,7 @@ impl Node {
             server_name: document.server_name(),
             transport_key: TransportKey::generate(&mut OsRng),
             node_key: key.clone(),
-            directory: Arc::new(Known {
-                own: document.clone(),
-                documents: Mutex::default(),
-                servers: Mutex::default(),
-            }),
+            directory: MemoryDirectory::new(Some(document.clone()), Arc::new(MilliSecondsSinceUnixEpoch::now)),
             service: Arc::new(|_, _| {
                 let empty = Empty::new().map_err(|never| match never {}).boxed_unsync();
                 std::future::ready(http::Response::new(empty)).boxed()

@@ -15,16 +15,13 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use futures::FutureExt;
 use http_body_util::{BodyExt, Empty};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
-use kith_net::{
-    ConnectionLimits, DhtConfig, Directory, DirectoryError, Multiaddr, Net, NetConfig, PeerAddresses, PeerId, Timing,
-};
+use kith_net::{ConnectionLimits, DhtConfig, Multiaddr, Net, NetConfig, PeerId, Timing, testing::MemoryDirectory};
 use libp2p::multiaddr::Protocol;
 use rand::rngs::OsRng;
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -32,52 +29,6 @@ use tokio::{
 
 /// What a measurement ends with.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// Knows its own document and keeps nothing.
-struct Forgetful(KeyDocument);
-
-#[async_trait]
-impl Directory for Forgetful {
-    fn now(&self) -> MilliSecondsSinceUnixEpoch {
-        MilliSecondsSinceUnixEpoch::now()
-    }
-
-    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
-        Ok(self.0.clone())
-    }
-
-    async fn document(&self, _: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
-        Ok(None)
-    }
-
-    async fn keep_document(&self, _: KeyDocument) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-
-    async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-
-    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_dht_servers(&self, _: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-
-    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-}
 
 async fn start(listen: &str, keep_alive: Duration) -> Outcome<(Net, OwnedServerName)> {
     let now = MilliSecondsSinceUnixEpoch::now();
@@ -89,7 +40,7 @@ async fn start(listen: &str, keep_alive: Duration) -> Outcome<(Net, OwnedServerN
         server_name: server_name.clone(),
         transport_key: TransportKey::generate(&mut OsRng),
         node_key,
-        directory: Arc::new(Forgetful(document)),
+        directory: MemoryDirectory::new(Some(document), Arc::new(MilliSecondsSinceUnixEpoch::now)),
         service: Arc::new(|_, _| {
             let empty = Empty::new().map_err(|never| match never {}).boxed_unsync();
             std::future::ready(http::Response::new(empty)).boxed()

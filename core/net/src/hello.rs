@@ -218,62 +218,13 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Message, HelloF
 mod tests {
     use super::*;
 
-    use async_trait::async_trait;
     use kith_identity::IdentityKey;
     use proptest::prelude::*;
     use rand::rngs::OsRng;
-    use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UInt};
+    use ruma::{MilliSecondsSinceUnixEpoch, UInt};
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
-    use crate::PeerAddresses;
-
-    /// Holds its own document and the last one that it was given.
-    struct TwoDocuments(KeyDocument, std::sync::Mutex<Option<KeyDocument>>);
-
-    #[async_trait]
-    impl Directory for TwoDocuments {
-        fn now(&self) -> MilliSecondsSinceUnixEpoch {
-            MilliSecondsSinceUnixEpoch(UInt::new_saturating(1_790_000_000_000))
-        }
-
-        async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
-            Ok(self.0.clone())
-        }
-
-        async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
-            let held = self.1.lock().unwrap().clone();
-            Ok(held.filter(|document| document.server_name() == server))
-        }
-
-        async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
-            *self.1.lock().unwrap() = Some(document);
-            Ok(())
-        }
-
-        async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
-            Ok(Vec::new())
-        }
-
-        async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
-            Ok(())
-        }
-
-        async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
-            Ok(Vec::new())
-        }
-
-        async fn keep_dht_servers(&self, _: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
-            Ok(())
-        }
-
-        async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-            Ok(Vec::new())
-        }
-
-        async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
-            Ok(())
-        }
-    }
+    use crate::testing::MemoryDirectory;
 
     fn side() -> (OwnSide, OwnedServerName) {
         let identity = IdentityKey::generate(&mut OsRng);
@@ -284,7 +235,7 @@ mod tests {
         let side = OwnSide {
             peer_id: PeerId::random(),
             node_key,
-            directory: Arc::new(TwoDocuments(document, std::sync::Mutex::default())),
+            directory: MemoryDirectory::new(Some(document), Arc::new(move || now)),
         };
         (side, name)
     }

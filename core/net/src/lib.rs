@@ -30,6 +30,8 @@ mod session;
 pub mod settings;
 mod streams;
 mod swarm;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod topics;
 
 pub use address::{circuit_address, relay_peer, split_peer_id};

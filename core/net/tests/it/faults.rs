@@ -417,6 +417,6 @@ async fn what_cannot_be_listened_on_is_an_error_that_names_it() {
     let error = Net::start(setup.config()).await.err().unwrap().to_string();
     assert!(error.contains("no relay's address"), "{error}");
     let setup = Setup::new();
-    *setup.directory.own.lock().unwrap() = Keys::generate().document;
+    *setup.directory.own.lock().unwrap() = Some(Keys::generate().document);
     assert!(Net::start(setup.config()).await.is_err());
 }

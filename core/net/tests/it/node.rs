@@ -1,27 +1,18 @@
 //! A node for tests: real keys, a real [`Net`] on loopback, and a directory in memory.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey, TransportKey};
 use kith_net::{
-    Body, ConnectionLimits, DhtConfig, Directory, DirectoryError, InboundService, Multiaddr, Net, NetConfig,
-    PeerAddresses, PeerEvent, PeerInfo, RequestError, RequestLimits, Timing,
+    Body, ConnectionLimits, DhtConfig, InboundService, Multiaddr, Net, NetConfig, PeerEvent, PeerInfo, RequestError,
+    RequestLimits, Timing, testing::MemoryDirectory,
 };
 use rand::rngs::OsRng;
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, UInt};
 use tokio::{sync::broadcast, time::timeout};
 
 pub(crate) const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -60,87 +51,6 @@ impl Keys {
 
     pub(crate) fn server_name(&self) -> OwnedServerName {
         self.document.server_name()
-    }
-}
-
-/// What a test looks into afterwards.
-pub(crate) struct MemoryDirectory {
-    pub(crate) own: Mutex<KeyDocument>,
-    pub(crate) documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
-    pub(crate) addresses: Mutex<HashMap<OwnedServerName, Vec<PeerAddresses>>>,
-    pub(crate) contacts: Mutex<Vec<OwnedServerName>>,
-    pub(crate) spoken: Mutex<Vec<OwnedServerName>>,
-    pub(crate) dht_servers: Mutex<Vec<PeerAddresses>>,
-    pub(crate) now: AtomicU64,
-}
-
-impl MemoryDirectory {
-    pub(crate) fn new(own: KeyDocument) -> Arc<Self> {
-        Arc::new(Self {
-            own: Mutex::new(own),
-            documents: Mutex::default(),
-            addresses: Mutex::default(),
-            contacts: Mutex::default(),
-            spoken: Mutex::default(),
-            dht_servers: Mutex::default(),
-            now: AtomicU64::new(NOW),
-        })
-    }
-}
-
-#[async_trait]
-impl Directory for MemoryDirectory {
-    fn now(&self) -> MilliSecondsSinceUnixEpoch {
-        timestamp(self.now.load(Ordering::Relaxed))
-    }
-
-    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
-        Ok(self.own.lock().unwrap().clone())
-    }
-
-    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
-        Ok(self.documents.lock().unwrap().get(server).cloned())
-    }
-
-    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
-        let mut documents = self.documents.lock().unwrap();
-        let newer = documents
-            .get(&document.server_name())
-            .is_none_or(|held| document.supersedes(held));
-        if newer {
-            documents.insert(document.server_name(), document);
-        }
-        Ok(())
-    }
-
-    async fn addresses(&self, server: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(self.addresses.lock().unwrap().get(server).cloned().unwrap_or_default())
-    }
-
-    async fn keep_addresses(&self, server: &ServerName, addresses: PeerAddresses) -> Result<(), DirectoryError> {
-        let mut all = self.addresses.lock().unwrap();
-        let known = all.entry(server.to_owned()).or_default();
-        known.retain(|known| known.peer_id != addresses.peer_id);
-        known.push(addresses);
-        Ok(())
-    }
-
-    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(self.dht_servers.lock().unwrap().clone())
-    }
-
-    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
-        *self.dht_servers.lock().unwrap() = servers;
-        Ok(())
-    }
-
-    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        Ok(self.contacts.lock().unwrap().clone())
-    }
-
-    async fn keep_spoken(&self, servers: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
-        *self.spoken.lock().unwrap() = servers;
-        Ok(())
     }
 }
 
@@ -194,7 +104,7 @@ impl Setup {
     pub(crate) fn new() -> Self {
         let keys = Keys::generate();
         Self {
-            directory: MemoryDirectory::new(keys.document.clone()),
+            directory: MemoryDirectory::new(Some(keys.document.clone()), Arc::new(|| timestamp(NOW))),
             keys,
             service: echo(),
             listen: vec![QUIC.parse().unwrap()],
@@ -212,7 +122,7 @@ impl Setup {
 
     pub(crate) fn config(&self) -> NetConfig {
         NetConfig {
-            server_name: self.directory.own.lock().unwrap().server_name(),
+            server_name: self.directory.own.lock().unwrap().as_ref().unwrap().server_name(),
             transport_key: TransportKey::from_bytes(&self.keys.transport.to_bytes()),
             node_key: self.keys.node.clone(),
             directory: self.directory.clone(),

@@ -7,13 +7,12 @@ use std::{
     future::Future,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 
-use async_trait::async_trait;
 use kith_identity::{
     AddressRecord, Certificate, Day, IdentityKey, KeyDocument, NodeKey, Record, RecordKey, RecordKind, RecordSigner,
     RecordSlot, SealedRecord, TransportKey, Whereabouts,
@@ -28,14 +27,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Dht, DhtConfig, ERRAND, PATHS, ServerConfig, ShelfLimits, Stored, errand::Errand, known_servers};
+use super::{Clock, Dht, DhtConfig, ERRAND, PATHS, ServerConfig, ShelfLimits, Stored, errand::Errand, known_servers};
 use crate::{
-    Directory, DirectoryError, PeerAddresses, PublishError, Timing,
+    PeerAddresses, PublishError, Timing,
     internet::{Delays, Internet, address_of},
     peer_id_of,
     peers::lock,
     relay::{Relay, RelayConfig, RelayLimits},
     swarm,
+    testing::MemoryDirectory,
 };
 
 /// Noon of a day in 2026, in milliseconds.
@@ -71,9 +71,8 @@ impl Time {
     }
 
     pub(super) fn server_config(&self, servers: Vec<Multiaddr>) -> ServerConfig {
-        let time = self.clone();
         ServerConfig {
-            clock: Arc::new(move || time.now()),
+            clock: self.clock(),
             limits: ShelfLimits::default(),
             servers,
         }
@@ -115,72 +114,23 @@ impl Time {
         servers
     }
 
-    pub(super) fn directory(&self) -> Arc<Memory> {
-        Arc::new(Memory {
-            time: self.clone(),
-            documents: Mutex::default(),
-            servers: Mutex::default(),
-        })
+    /// Errands never say who makes them: it has no document of its own.
+    pub(super) fn directory(&self) -> Arc<MemoryDirectory> {
+        MemoryDirectory::new(None, self.clock())
     }
 
-    fn dht(&self, servers: Vec<Multiaddr>) -> (Dht, Arc<Memory>) {
+    fn clock(&self) -> Clock {
+        let time = self.clone();
+        Arc::new(move || time.now())
+    }
+
+    fn dht(&self, servers: Vec<Multiaddr>) -> (Dht, Arc<MemoryDirectory>) {
         let directory = self.directory();
         let config = DhtConfig {
             servers,
             ..DhtConfig::desktop()
         };
         (Dht::new(config, &[], directory.clone(), &Timing::default()), directory)
-    }
-}
-
-pub(super) struct Memory {
-    time: Time,
-    documents: Mutex<HashMap<OwnedServerName, KeyDocument>>,
-    servers: Mutex<Vec<PeerAddresses>>,
-}
-
-#[async_trait]
-impl Directory for Memory {
-    fn now(&self) -> MilliSecondsSinceUnixEpoch {
-        self.time.now()
-    }
-
-    async fn own_document(&self) -> Result<KeyDocument, DirectoryError> {
-        unreachable!("errands never say who makes them")
-    }
-
-    async fn document(&self, server: &ServerName) -> Result<Option<KeyDocument>, DirectoryError> {
-        Ok(lock(&self.documents).get(server).cloned())
-    }
-
-    async fn keep_document(&self, document: KeyDocument) -> Result<(), DirectoryError> {
-        lock(&self.documents).insert(document.server_name(), document);
-        Ok(())
-    }
-
-    async fn addresses(&self, _: &ServerName) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_addresses(&self, _: &ServerName, _: PeerAddresses) -> Result<(), DirectoryError> {
-        Ok(())
-    }
-
-    async fn dht_servers(&self) -> Result<Vec<PeerAddresses>, DirectoryError> {
-        Ok(lock(&self.servers).clone())
-    }
-
-    async fn keep_dht_servers(&self, servers: Vec<PeerAddresses>) -> Result<(), DirectoryError> {
-        *lock(&self.servers) = servers;
-        Ok(())
-    }
-
-    async fn contacts(&self) -> Result<Vec<OwnedServerName>, DirectoryError> {
-        Ok(Vec::new())
-    }
-
-    async fn keep_spoken(&self, _: Vec<OwnedServerName>) -> Result<(), DirectoryError> {
-        Ok(())
     }
 }
 
@@ -404,7 +354,7 @@ async fn servers_that_were_met_replace_those_that_died() {
         soon(dht.publish(&record)).await.unwrap();
     }
     assert_eq!(look_up_all(&dht, &bob.name()).await, [bob.address(1)]);
-    assert!(!lock(&known.servers).is_empty());
+    assert!(!lock(&known.dht_servers).is_empty());
     first.shutdown().await;
     time.pass(HOUR);
     assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 2))).await.unwrap(), 5);
@@ -484,7 +434,7 @@ async fn a_record_goes_again_to_those_who_took_it_while_most_are_there() {
     assert_eq!(soon(dht.publish(&bob.where_at(time.now(), 1))).await.unwrap(), 3);
     // Whom to ask who is nearest is forgotten.
     dht.set_relays(&[]);
-    lock(&known.servers).clear();
+    lock(&known.dht_servers).clear();
     time.pass(1);
     let renewed = bob.where_at(time.now(), 2);
     assert_eq!(soon(dht.publish(&renewed)).await.unwrap(), 3);

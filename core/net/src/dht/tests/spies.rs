@@ -238,10 +238,10 @@ async fn whoever_is_misled_forgets_the_liars_and_searches_again() {
 
     let (finder, known) = time.dht(Vec::new());
     let honest = known_servers(&honest.addrs());
-    *lock(&known.servers) = [liars_known, honest.clone()].concat();
+    *lock(&known.dht_servers) = [liars_known, honest.clone()].concat();
     lock(&known.documents).insert(bob.name(), bob.document.clone());
     assert_eq!(look_up_all(&finder, &bob.name()).await, [bob.address(1)]);
-    let left = lock(&known.servers).clone();
+    let left = lock(&known.dht_servers).clone();
     assert!(left.contains(&honest[0]));
     assert!(left.len() <= 1 + LIARS - kad::K_VALUE.get(), "{}", left.len());
 }
