@@ -1,7 +1,7 @@
 //! Bodies of requests that other nodes make, and of their answers to ours, as they are parsed before anything is believed.
 #![no_main]
 
-use kith_fuzz::seeds;
+use kith_fuzz::seeds::{self, cross_signing_key};
 use libfuzzer_sys::fuzz_target;
 use ruma::{
     RoomVersionId,
@@ -58,7 +58,6 @@ fn bodies() -> Vec<Value> {
     let stripped = json!([{"type": "m.room.name", "state_key": "", "sender": user, "content": {"name": "x"}}]);
     let template = json!({"room_version": "11", "event": member});
     let keys = json!({user: {"DEVICE": seeds::device_keys()}});
-    let cross_signing = |usage| seeds::cross_signing_key(usage);
     let one_time = json!({user: {"DEVICE": {"signed_curve25519:AAAA": {
         "key": "AAAA", "fallback": true, "signatures": {user: {"ed25519:DEVICE": "AAAA"}},
     }}}});
@@ -90,13 +89,13 @@ fn bodies() -> Vec<Value> {
         json!({"auth_chain_ids": ids, "pdu_ids": ids}),
         json!({"auth_chain": events}),
         json!({
-            "device_keys": keys, "master_keys": {user: cross_signing("master")},
-            "self_signing_keys": {user: cross_signing("self_signing")},
+            "device_keys": keys, "master_keys": {user: cross_signing_key("master")},
+            "self_signing_keys": {user: cross_signing_key("self_signing")},
         }),
         json!({"one_time_keys": one_time}),
         json!({
-            "user_id": user, "stream_id": 1, "master_key": cross_signing("master"),
-            "self_signing_key": cross_signing("self_signing"),
+            "user_id": user, "stream_id": 1, "master_key": cross_signing_key("master"),
+            "self_signing_key": cross_signing_key("self_signing"),
             "devices": [{"device_id": "DEVICE", "device_display_name": "x", "keys": seeds::device_keys()}],
         }),
         json!({"displayname": "x", "avatar_url": "mxc://one/x", "m.tz": "Europe/Paris", "org.example": {"y": 1}}),
