@@ -79,6 +79,8 @@ async fn backlog(table: &mut Table) {
     pair.nodes[1].kill().await;
     let (sender, room) = (&pair.sender, pair.room.as_str());
     send_many(sender, room, "backlog", BACKLOG).await;
+    // What is on its way to the killed node would wait until that is noticed.
+    pair.nodes[0].loses(&pair.nodes[1]).await;
     let start = Instant::now();
     pair.nodes[1].restart().await;
     let last = [last_of("backlog", BACKLOG)];

@@ -48,6 +48,8 @@ pub(crate) async fn measure() -> Table {
     nodes[0].restart().await;
 
     let [resident, other] = &nodes[..] else { unreachable!() };
+    // They are connected: what is measured is no dial that began while the resident was away.
+    bob.get(&format!("/profile/{}", alice.user_id)).await.ok();
     reset_peak(other.pid());
     reset_peak(resident.pid());
     let before = resident_mb(other.pid());

@@ -42,6 +42,14 @@ impl Node {
         within(&format!("a path that is {path}"), reached).await;
     }
 
+    /// Waits until this node has noticed that another is gone.
+    pub async fn loses(&self, other: &Self) {
+        within("the loss of a peer", async {
+            while self.peer(other).await.is_some() {}
+        })
+        .await;
+    }
+
     /// Has this node know another by its ticket.
     pub async fn know(&self, other: &Self) {
         let (done, _, error) = self.kith(&["peer", "add", &other.ready.ticket], "").await;
