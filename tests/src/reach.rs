@@ -44,10 +44,8 @@ impl Node {
 
     /// Waits until this node has noticed that another is gone.
     pub async fn loses(&self, other: &Self) {
-        within("the loss of a peer", async {
-            while self.peer(other).await.is_some() {}
-        })
-        .await;
+        let lost = async { while self.peer(other).await.is_some() {} };
+        within("the loss of a peer", lost).await;
     }
 
     /// Has this node know another by its ticket.

@@ -2,7 +2,7 @@
 //! a transaction loses its hashes and finds them again.
 #![no_main]
 
-use kith_fuzz::seeds::{self, VERSIONS};
+use kith_fuzz::{VERSIONS, seeds};
 use kith_identity::compact::{memory, pack, unpack};
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 //! parses carries a good signature, and parses again.
 #![no_main]
 
-use kith_fuzz::seeds::{self, NOW};
+use kith_fuzz::seeds::{self, now};
 use kith_identity::{IdentityKey, KeyDocument, NodeKey};
 use libfuzzer_sys::fuzz_target;
 use ruma::CanonicalJsonObject;
@@ -11,9 +11,9 @@ fn seeds() -> Vec<String> {
     let (identity, node, first) = seeds::keys();
     let until = first.valid_until();
     let other = NodeKey::from_bytes(&[3; 64]).public();
-    let second = first.add_node(&identity, &other, NOW, until).expect("a document");
+    let second = first.add_node(&identity, &other, now(), until).expect("a document");
     let third = second
-        .revoke_node(&identity, node.key_id(), NOW, until)
+        .revoke_node(&identity, node.key_id(), now(), until)
         .expect("a document");
     [first, second, third].iter().map(KeyDocument::to_json).collect()
 }

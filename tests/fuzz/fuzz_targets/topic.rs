@@ -1,7 +1,7 @@
 //! Messages of topics: what strangers pass on, what members seal in them, and what members claim to be another's word.
 #![no_main]
 
-use kith_fuzz::seeds::{self, NOW};
+use kith_fuzz::seeds::{self, now};
 use kith_identity::{NodeKey, TopicSecret, Vouched};
 use libfuzzer_sys::fuzz_target;
 use rand::{SeedableRng, rngs::StdRng};
@@ -16,7 +16,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let name = topic().public().name();
     let content = to_raw_value("x").expect("JSON");
     let origin = identity.public().server_name();
-    let vouched = Vouched::sign(&node, &name, origin, NOW, content).expect("it is small");
+    let vouched = Vouched::sign(&node, &name, origin, now(), content).expect("it is small");
     let vouched = serde_json::to_vec(&vouched).expect("JSON");
     // Of another topic: what is of this one nobody may come upon.
     let sealed = TopicSecret::from_bytes(&[8; 32]).seal(&vouched, &mut StdRng::seed_from_u64(0));

@@ -1,7 +1,7 @@
 //! Bodies of federation transactions, and what is in them, as the route parses them.
 #![no_main]
 
-use kith_fuzz::seeds::{self, VERSIONS};
+use kith_fuzz::{VERSIONS, seeds};
 use libfuzzer_sys::fuzz_target;
 use ruma::{
     RoomVersionId,

@@ -8,16 +8,17 @@ use std::{
 
 use kith_engine::{
     CheckedPdu, CreateRoom, EventStatus, Outcome, RoomReader, StateKey, StateMap, check_pdu, receive_history,
-    receive_outlier, receive_with_state, rules,
+    receive_outlier, receive_with_state,
     testing::{MemoryRooms, TestServer, any_key},
 };
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
+    CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
     api::client::room::create_room::v3::RoomPreset, canonical_json::to_canonical_value, events::StateEventType,
-    signatures::hash_and_sign_event,
 };
 use serde_json::{Value, json};
+
+use crate::{VERSIONS, signed};
 
 /// Events of one case: enough for every pair of forks, few enough for many cases a second.
 const MAX_EVENTS: usize = 24;
@@ -67,9 +68,7 @@ pub struct Graph {
 impl Graph {
     /// A public room of one of the versions.
     pub fn new(u: &mut Unstructured<'_>) -> Result<Self> {
-        let version = u
-            .choose(&[RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12])?
-            .clone();
+        let version = u.choose(&VERSIONS)?.clone();
         let servers = ["one", "two", "three"].map(TestServer::new);
         let (rooms, room, events) = START.with_borrow_mut(|starts| {
             let start = starts
@@ -228,15 +227,12 @@ impl Graph {
     }
 
     fn signed(&self, event: &Value, server: &str) -> Option<CheckedPdu> {
-        let mut object: CanonicalJsonObject = match to_canonical_value(event).ok()? {
+        let object = match to_canonical_value(event).ok()? {
             CanonicalJsonValue::Object(object) => object,
             _ => return None,
         };
-        let rules = rules(&self.version).expect("a version that is known");
-        let key = self.servers.iter().find(|candidate| candidate.name == server)?;
-        hash_and_sign_event(server, key, &mut object, &rules.redaction).ok()?;
-        let json = serde_json::to_string(&object).expect("JSON");
-        check_pdu(&json, &self.version, any_key).ok()
+        let server = self.servers.iter().find(|candidate| candidate.name == server)?;
+        check_pdu(&signed(server, &self.version, object)?, &self.version, any_key).ok()
     }
 
     /// What an honest server names, judging by the current state.

@@ -10,11 +10,10 @@ use kith_identity::{IdentityKey, KeyDocument, NodeKey};
 use ruma::{MilliSecondsSinceUnixEpoch, RoomVersionId, UInt};
 use serde_json::{Value, json};
 
-/// The room versions that targets try.
-pub const VERSIONS: [RoomVersionId; 3] = [RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12];
-
 /// When everything of the seeds was made.
-pub const NOW: MilliSecondsSinceUnixEpoch = MilliSecondsSinceUnixEpoch(UInt::MIN);
+pub fn now() -> MilliSecondsSinceUnixEpoch {
+    MilliSecondsSinceUnixEpoch(UInt::new_saturating(1_700_000_000_000))
+}
 
 /// Writes inputs into the folder from which the fuzzer is about to read what to start from. Where a single case is played
 /// again there is none.
@@ -36,7 +35,7 @@ pub fn keys() -> (IdentityKey, NodeKey, KeyDocument) {
     let identity = IdentityKey::from_bytes(&[1; 32]);
     let node = NodeKey::from_bytes(&[2; 64]);
     let valid_until = MilliSecondsSinceUnixEpoch(UInt::MAX);
-    let document = KeyDocument::new(&identity, &node.public(), NOW, valid_until).expect("a document");
+    let document = KeyDocument::new(&identity, &node.public(), now(), valid_until).expect("a document");
     (identity, node, document)
 }
 
